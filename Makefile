@@ -1,0 +1,83 @@
+# headgate: set up, check, demonstrate. `make help` lists the targets. Needs Linux, Python ≥ 3.11 and a C++20 compiler.
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.headgate-installed
+JOBS   ?= 2        # test processes; 0 runs the tests in pytest's own process
+PYTEST ?=          # more arguments for pytest: make test PYTEST='-k gated_norm'
+PYTHON ?=          # interpreter for the virtual environment; empty: the newest that is fit
+
+# What the installed package is built from: a change of any of these installs it again.
+NATIVE := $(shell find native \( -type d -o -type f \) ! -name '*~' ! -name '.*' 2>/dev/null)
+INPUTS := pyproject.toml $(wildcard CMakeLists.txt) $(NATIVE)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv demo test lint format bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@echo "  variables: PYTHON (interpreter), CXX (compiler), JOBS (test processes), PYTEST (arguments for pytest)"
+
+venv: $(STAMP) ## create .venv and install headgate into it, editable, with what development needs
+
+demo: $(STAMP) ## gate a small network, train it, show what it saves
+	$(BIN)/headgate demo
+
+test: lint ## lint, then every test
+	$(BIN)/python -m pytest -n $(strip $(JOBS)) $(PYTEST)
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## let ruff format and mend what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## run every benchmark, one after the other
+	@set -e; found=; for file in benchmarks/bench_*.py; do \
+	  test -e "$$file" || continue; found=1; echo "== $$file"; $(BIN)/python "$$file"; \
+	done; test -n "$$found" || { echo "make bench: no benchmarks/bench_*.py" >&2; exit 1; }
+
+clean: ## remove the environment, build products and caches; runs/ stays
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
+	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# An interpreter is fit if it is ≥ 3.11, can make a virtual environment and has the headers that the extension needs.
+define FIT
+import sys
+if sys.version_info < (3, 11): sys.exit("is older than 3.11")
+try:
+    import ensurepip, venv
+except ImportError:
+    sys.exit("cannot make virtual environments (install its venv package, as python3-venv)")
+import pathlib, sysconfig
+if not (pathlib.Path(sysconfig.get_path("include")) / "Python.h").exists():
+    sys.exit("lacks the header Python.h (install its development package, as python3-dev)")
+endef
+export FIT
+
+$(STAMP): $(INPUTS)
+	@for cxx in "$${CXX:-}" c++ g++ clang++; do \
+	  test -n "$$cxx" || continue; \
+	  if echo 'int main() {}' | $$cxx -x c++ -std=c++20 -fsyntax-only - 2>/dev/null; then exit 0; fi; \
+	  if test "$$cxx" = "$${CXX:-}"; then break; fi; \
+	done; \
+	echo "make: no C++20 compiler found$${CXX:+ at CXX=$$CXX}: install g++ (≥ 11) or clang++ (≥ 14), or set CXX" >&2; exit 1
+	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then exit 0; fi; \
+	chosen=; why=; \
+	for python in $(or $(strip $(PYTHON)),python3.13 python3.12 python3.11 python3); do \
+	  command -v "$$python" >/dev/null 2>&1 || { why="$$why\n  $$python: not found"; continue; }; \
+	  if reason=$$("$$python" -c "$$FIT" 2>&1); then chosen=$$python; break; fi; \
+	  why="$$why\n  $$python: $$(echo "$$reason" | tail -n 1)"; \
+	done; \
+	if test -z "$$chosen"; then \
+	  printf 'make: no suitable Python found, headgate needs ≥ 3.11; install one, or set PYTHON=…%b\n' "$$why" >&2; exit 1; \
+	fi; \
+	echo "creating $(VENV) with $$chosen ($$("$$chosen" --version))"; \
+	"$$chosen" -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
