@@ -1,0 +1,1 @@
+"""Operators: each has one signature, a reference in plain torch and, where it pays, faster implementations."""
