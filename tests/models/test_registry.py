@@ -32,9 +32,10 @@ def test_a_built_model_can_be_built_again_from_json(name: str) -> None:
 
 
 def test_defaults_are_filled_in() -> None:
-    assert models.create("digits-cnn").architecture == Architecture(
-        name="digits-cnn", num_classes=10, width=32, in_channels=1
-    )
+    full = Architecture(name="digits-cnn", num_classes=10, width=32, in_channels=1)
+    assert models.create("digits-cnn").architecture == Architecture(name="digits-cnn") == full
+    imagenet = Architecture(name="torchvision/resnet18")
+    assert (imagenet.num_classes, imagenet.in_channels, imagenet.width) == (1000, 3, None)
 
 
 @pytest.mark.parametrize(
@@ -57,8 +58,10 @@ def test_unusable_options_are_refused() -> None:
         models.create("torchvision/resnet18", width=8)
     with pytest.raises(ModelError, match="expected in_channels=3, got 1; use the model from timm"):
         models.create("torchvision/resnet18", in_channels=1)
-    with pytest.raises(ModelError, match="expected width to be a positive integer or None, got 0"):
+    with pytest.raises(ModelError, match="expected width to be a positive integer, got 0"):
         Architecture(name="resnet20", width=0)
+    with pytest.raises(ModelError, match="expected num_classes to be a positive integer, got -1"):
+        Architecture(name="resnet20", num_classes=-1)
 
 
 @pytest.mark.parametrize("values", [{}, {"name": 3}, {"name": "resnet20", "depth": 4}])
@@ -120,4 +123,4 @@ def test_input_shapes() -> None:
     assert Architecture(name="resnet20", in_channels=1).input_shape() == (1, 32, 32)
     assert Architecture(name="torchvision/resnet18").input_shape() == (3, 224, 224)
     with pytest.raises(ModelError, match="expected the name of a model"):
-        Architecture(name="nothing-like-it").input_shape()
+        Architecture(name="torchvision/nothing-like-it").input_shape()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
 from typing import Any, Final, Self
 
@@ -49,22 +49,33 @@ class Architecture:
 
     Args:
         name: one of `names()`, or "timm/<name>".
-        num_classes, width, in_channels: None is the model's own default; a built model's `architecture` has them
-            filled in. `width` scales the channels of headgate's own models only; torchvision's take 3 channels only.
+        num_classes, in_channels: 0 is the model's own default, filled in at construction.
+        width: channels of the first stage, for headgate's own models only; None is the default, filled in likewise.
 
-    Raises: ModelError: a number is not positive.
+    Raises: ModelError: a number is negative or no integer, or a name of headgate's own (without "/") is unknown;
+        other names are looked up by `build`.
     """
 
     name: str
-    num_classes: int | None = None
+    num_classes: int = 0
     width: int | None = None
-    in_channels: int | None = None
+    in_channels: int = 0
 
     def __post_init__(self) -> None:
-        for field in ("num_classes", "width", "in_channels"):
-            value = getattr(self, field)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ModelError(f"expected {field} to be a positive integer or None, got {value!r}; leave it out")
+        if "/" not in self.name and self.name not in _OWN:
+            raise _unknown(self.name, names())
+        numbers = {"num_classes": self.num_classes, "in_channels": self.in_channels}
+        if self.width is not None:
+            numbers["width"] = self.width
+        for field, value in numbers.items():
+            if not isinstance(value, int) or value < (field == "width"):
+                raise ModelError(
+                    f"expected {field} to be a positive integer, got {value!r}; leave it out for the default"
+                )
+        own = _OWN.get(self.name)
+        object.__setattr__(self, "num_classes", self.num_classes or (10 if own else 1000))
+        object.__setattr__(self, "in_channels", self.in_channels or (own.in_channels if own else 3))
+        object.__setattr__(self, "width", self.width or (own.width if own else None))
 
     def build(self) -> nn.Module:
         """A freshly initialised model, with its `architecture` as an attribute.
@@ -73,14 +84,15 @@ class Architecture:
         """
         origin, _, rest = self.name.partition("/")
         if self.name in _OWN:
-            model, architecture = self._build_own(_OWN[self.name])
+            build = _OWN[self.name].build
+            model = build(width=self.width, num_classes=self.num_classes, in_channels=self.in_channels)
         elif origin == "torchvision" and rest:
-            model, architecture = self._build_torchvision(rest)
+            model = self._build_torchvision(rest)
         elif origin == "timm" and rest:
-            model, architecture = self._build_timm(rest)
+            model = self._build_timm(rest)
         else:
             raise _unknown(self.name, names())
-        model.architecture = architecture  # type: ignore[assignment]  # nn.Module's attributes are tensors to mypy
+        model.architecture = self  # type: ignore[assignment]  # nn.Module's attributes are tensors to mypy
         return model
 
     def input_shape(self) -> tuple[int, int, int]:
@@ -89,15 +101,13 @@ class Architecture:
         Raises: ModelError: the name is unknown.
         """
         if self.name in _OWN:
-            entry = _OWN[self.name]
-            return (self.in_channels or entry.in_channels, entry.size, entry.size)
+            return (self.in_channels, _OWN[self.name].size, _OWN[self.name].size)
         if self.name.startswith("timm/"):
             timm = _timm()
             config = timm.get_pretrained_cfg(self.name.removeprefix("timm/"), allow_unregistered=False)
             if config is None:
                 raise _unknown(self.name, [f"timm/{n}" for n in timm.list_models()])
-            c, h, w = config.input_size
-            return (self.in_channels or c, h, w)
+            return (self.in_channels, config.input_size[1], config.input_size[2])
         if self.name not in names():
             raise _unknown(self.name, names())
         size = 299 if self.name == "torchvision/inception_v3" else 224
@@ -121,38 +131,26 @@ class Architecture:
             )
         return cls(**values)
 
-    def _build_own(self, entry: _Entry) -> tuple[nn.Module, Architecture]:
-        full = replace(
-            self,
-            num_classes=self.num_classes or 10,
-            width=self.width or entry.width,
-            in_channels=self.in_channels or entry.in_channels,
-        )
-        model = entry.build(width=full.width, num_classes=full.num_classes, in_channels=full.in_channels)
-        return model, full
-
-    def _build_torchvision(self, builder: str) -> tuple[nn.Module, Architecture]:
+    def _build_torchvision(self, builder: str) -> nn.Module:
         import torchvision.models
 
         if self.name not in names():
             raise _unknown(self.name, names())
         self._refuse_width()
-        if self.in_channels not in (None, 3):
+        if self.in_channels != 3:
             raise ModelError(f"{self.name}: expected in_channels=3, got {self.in_channels}; use the model from timm/")
-        full = replace(self, num_classes=self.num_classes or 1000, in_channels=3)
-        build = torchvision.models.get_model_builder(builder)
+        build: Callable[..., nn.Module] = torchvision.models.get_model_builder(builder)
         if builder in ("googlenet", "inception_v3"):  # without the auxiliary classifiers: one output in training too
-            return build(weights=None, num_classes=full.num_classes, aux_logits=False, init_weights=True), full
-        return build(weights=None, num_classes=full.num_classes), full
+            return build(weights=None, num_classes=self.num_classes, aux_logits=False, init_weights=True)
+        return build(weights=None, num_classes=self.num_classes)
 
-    def _build_timm(self, model_name: str) -> tuple[nn.Module, Architecture]:
+    def _build_timm(self, model_name: str) -> nn.Module:
         timm = _timm()
         if not timm.is_model(model_name):
             raise _unknown(self.name, [f"timm/{n}" for n in timm.list_models()])
         self._refuse_width()
-        full = replace(self, num_classes=self.num_classes or 1000, in_channels=self.in_channels or 3)
-        model = timm.create_model(model_name, pretrained=False, num_classes=full.num_classes, in_chans=full.in_channels)
-        return model, full
+        create_model: Callable[..., nn.Module] = timm.create_model
+        return create_model(model_name, pretrained=False, num_classes=self.num_classes, in_chans=self.in_channels)
 
     def _refuse_width(self) -> None:
         if self.width is not None:
@@ -166,7 +164,7 @@ def create(
 
     Raises: ModelError: see `Architecture.build`.
     """
-    return Architecture(name=name, num_classes=num_classes, width=width, in_channels=in_channels).build()
+    return Architecture(name=name, num_classes=num_classes or 0, width=width, in_channels=in_channels or 0).build()
 
 
 def names() -> tuple[str, ...]:
@@ -203,7 +201,7 @@ def _torchvision_candidates(model: nn.Module, module: str) -> list[Architecture]
             for layer in reversed(list(model.modules()))
             if isinstance(layer, nn.Linear | nn.Conv2d)
         ),
-        None,
+        0,
     )
     return [
         Architecture(name=f"torchvision/{builder}", num_classes=num_classes, in_channels=3)

@@ -64,6 +64,9 @@ class GatedConv2d(nn.Module):
         norm: the batch norm behind it, or None. Its statistics and parameters are copied.
         config: how to gate; `config.groups` must divide the channels of each convolution group.
         two_sided: the activation behind saturates on both sides (tanh, sigmoid).
+
+    Attributes:
+        absorbed: what stands in the model where `norm` was, or empty; not a submodule of this one.
     Raises: ShapeError: groups do not fit the channels.
     Source: Hua et al., NeurIPS 2019; docs/method.md.
     """
@@ -82,6 +85,7 @@ class GatedConv2d(nn.Module):
         self.padding, self.dilation, self.conv_groups = conv.padding, conv.dilation, conv.groups
         self.two_sided = two_sided
         self.observer: Observer | None = None
+        self.absorbed: tuple[nn.Module, ...] = ()
         self.weight, self.bias = conv.weight, conv.bias
 
         self.gate = make_gate(
@@ -109,11 +113,11 @@ class GatedConv2d(nn.Module):
             self.partial_norm = SumNorm(
                 self.out_channels, affine=self.separate and norm is not None, momentum=momentum, eps=eps
             )
+        self.to(device=conv.weight.device, dtype=conv.weight.dtype)
         if norm is not None and self.final_norm is not None:
             self.final_norm.copy_from(norm)
             if self.partial_norm is not None:
                 self.partial_norm.copy_from(norm, share=1 / config.groups)
-        self.to(device=conv.weight.device, dtype=conv.weight.dtype)
         self.train(conv.training)
 
     @property

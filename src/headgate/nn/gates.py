@@ -40,6 +40,7 @@ class Gate(nn.Module, ABC):
         offset: () added to every threshold: the run-time dial.
         slope: ε.
         forced: None, or "open"/"closed" whatever the score.
+        sync: take the score's batch statistics over all processes in training.
     """
 
     per_pixel: ClassVar[bool]
@@ -52,6 +53,7 @@ class Gate(nn.Module, ABC):
         self.decisions = decisions
         self.slope = config.slope
         self.forced: Literal["open", "closed"] | None = None
+        self.sync = False
         self.threshold = nn.Parameter(torch.full((decisions,), float(config.threshold)))
         self.register_buffer("offset", torch.zeros(()))
 
@@ -122,7 +124,12 @@ class GroupGate(_ScaledGate):
         if self.two_sided:
             return _group_mean(MEDIAN_ABS_NORMAL - statistic.abs(), self.decisions)
         return group_score(
-            statistic, self.decisions, self.score_var, training=self.training, momentum=self.momentum
+            statistic,
+            self.decisions,
+            self.score_var,
+            training=self.training,
+            momentum=self.momentum,
+            sync=self.sync,
         )
 
     def overhead(self, c_in: int, c_out: int, in_pixels: int, out_pixels: int) -> Overhead:
@@ -147,7 +154,7 @@ class ChannelGate(_ScaledGate):
         if self.two_sided:
             return (MEDIAN_ABS_NORMAL - statistic.abs()).mean((2, 3), keepdim=True)
         mean = statistic.mean((2, 3), keepdim=True)
-        return unit_variance(mean, self.score_var, training=self.training, momentum=self.momentum)
+        return unit_variance(mean, self.score_var, training=self.training, momentum=self.momentum, sync=self.sync)
 
     def overhead(self, c_in: int, c_out: int, in_pixels: int, out_pixels: int) -> Overhead:
         return Overhead(c_out * out_pixels, 0)
@@ -167,9 +174,8 @@ class _InputGate(Gate):
         self.register_buffer("score_var", torch.ones(decisions))
 
     def _standardise(self, score: Float[Tensor, "n d"]) -> Float[Tensor, "n d 1 1"]:
-        return normalise(
-            score[:, :, None, None], BatchNorm(None, None, self.score_mean, self.score_var, self.training)
-        )
+        norm = BatchNorm(None, None, self.score_mean, self.score_var, self.training, sync=self.sync)
+        return normalise(score[:, :, None, None], norm)
 
 
 class L1NormGate(_InputGate):
@@ -204,9 +210,7 @@ def _group_mean(score: Float[Tensor, "n c h w"], groups: int) -> Float[Tensor, "
     return score.reshape(n, groups, c // groups, h, w).mean(2)
 
 
-def make_gate(
-    config: GateConfig, *, c_in: int, c_out: int, output_groups: int, two_sided: bool = False
-) -> Gate:
+def make_gate(config: GateConfig, *, c_in: int, c_out: int, output_groups: int, two_sided: bool = False) -> Gate:
     """The gate that `config.granularity` names, for a convolution of these channels."""
     match config.granularity:
         case "activation":
