@@ -1,0 +1,42 @@
+"""CIFAR-10: the paper's schedule, and short ones that a CPU finishes."""
+
+from __future__ import annotations
+
+from headgate.models import Architecture
+from headgate.nn import GateConfig
+from headgate.train import BudgetConfig, DataConfig, OptimiserConfig, Recipe, ScheduleConfig
+
+SOURCE = "cifar10"  # the name on the Hub; a local folder replaces it
+
+
+def paper(architecture: str) -> Recipe:
+    """300 epochs of SGD at batch 256, lr 0.1 divided by 10 at 200 and 250; G = 8, T = 2 (appendix A.1 to A.3)."""
+    return Recipe(
+        name=f"{architecture}-cifar10-paper",
+        architecture=Architecture(name=architecture, num_classes=10),
+        data=DataConfig(source=SOURCE),
+        epochs=300,
+        batch_size=256,
+        gate=GateConfig(groups=8, granularity="activation", shuffle=True),
+        budget=BudgetConfig(target=2.0),
+        optimiser=OptimiserConfig(lr=0.1, weight_decay=1e-4),
+        schedule=ScheduleConfig(kind="steps", milestones=(200, 250), warmup_epochs=1),
+        eval_every=5,
+    )
+
+
+def short(architecture: str) -> Recipe:
+    """30 epochs in bfloat16 with a cosine: what two CPU cores finish in an hour (docs/training.md has the times)."""
+    return Recipe(
+        name=f"{architecture}-cifar10",
+        architecture=Architecture(name=architecture, num_classes=10),
+        data=DataConfig(source=SOURCE),
+        epochs=30,
+        batch_size=128,
+        gate=GateConfig(groups=4, granularity="activation", shuffle=True),
+        budget=BudgetConfig(mac_reduction=3.0),
+        optimiser=OptimiserConfig(lr=0.1, weight_decay=5e-4),
+        schedule=ScheduleConfig(kind="cosine", warmup_epochs=1),
+        precision="bf16",
+        eval_every=5,
+    )

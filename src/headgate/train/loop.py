@@ -1,0 +1,390 @@
+"""The training loop: one process or many, dense or gated, interrupted and resumed."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from headgate.checkpoint import load, save
+from headgate.convert import gate_
+from headgate.counting import MacLedger
+from headgate.errors import CheckpointError, DivergedError, ModelError
+from headgate.files import atomic_write
+from headgate.fusion import fuse, set_sync_
+from headgate.nn import GatedConv2d, Observation, gated_layers, observe
+from headgate.train.allocator import keep_freed_memory
+from headgate.train.budget import Steering, calibrate_, fold_offset_, make_steering, set_offset_
+from headgate.train.evaluate import Evaluation, evaluate
+from headgate.train.log import RunLog
+from headgate.train.losses import task_loss
+from headgate.train.prepare import Loaders, make_loaders
+from headgate.train.recipe import BudgetConfig, Recipe
+from headgate.train.schedule import interpolate, learning_rate
+from headgate.train.seeding import generator
+from headgate.train.state import Progress, load_state, save_state
+
+STATE, MODEL, RECIPE, SUMMARY, COUNTS = (
+    "state.safetensors", "model.safetensors", "recipe.json", "summary.json", "counts.json"
+)  # fmt: skip
+LOG_EVERY = 50  # steps
+THRESHOLD_LIMIT = 3.0  # standard deviations that one threshold may stray from its layer's common T
+_ELASTIC = 2  # what a generator is for; beside order and augmentation in train.data
+
+
+class InterruptedRun(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, after the state was saved."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        folder: holds model.safetensors, summary.json, counts.json, metrics.jsonl and tensorboard/.
+        evaluation: of the final model on the whole test split, in float32.
+        seconds: training time.
+    """
+
+    folder: Path
+    evaluation: Evaluation
+    seconds: float
+
+
+def build_model(recipe: Recipe, example_input: Tensor) -> nn.Module:
+    """The recipe's network, from its initial weights or a dense checkpoint, gated where the recipe says so."""
+    torch.manual_seed(recipe.seed)
+    model = recipe.architecture.build()
+    if recipe.init_from is not None:
+        model = load(recipe.init_from, model=model)
+    if recipe.gate is not None:
+        gate_(model, recipe.gate, example_input=example_input)
+    return model.to(memory_format=torch.channels_last)
+
+
+def train(recipe: Recipe, folder: str | Path, *, resume: bool = True, console: bool = True) -> RunResult:
+    """Run a recipe in a folder, from where it stands.
+
+    Args:
+        folder: made if missing. Where it holds a finished or interrupted run of the same recipe, that one is resumed.
+        resume: False starts anew and refuses a folder that holds a run.
+        console: show a progress bar on stderr.
+    Raises:
+        CheckpointError: the folder holds another recipe's run, or a file cannot be written.
+        DivergedError: the loss became NaN or infinite; the last state that was saved is kept.
+        InterruptedRun: Ctrl-C; the state was saved and the same call resumes.
+        ConfigError, DataError, ModelError: from the recipe's parts.
+    """
+    return _Run(recipe, Path(folder), resume=resume, console=console).run()
+
+
+class _Run:
+    def __init__(self, recipe: Recipe, folder: Path, *, resume: bool, console: bool) -> None:
+        keep_freed_memory()
+        self.recipe, self.folder, self.console = recipe, folder, console
+        self.state_path = folder / STATE
+        if not resume and self.state_path.exists():
+            raise CheckpointError(f"{folder} holds a run already; resume it, or choose another folder")
+        self.accelerator = Accelerator(mixed_precision="bf16" if recipe.precision == "bf16" else "no")
+        set_seed(recipe.seed)
+        self.device = self.accelerator.device
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        self.data: Loaders = make_loaders(recipe, rank, world, self.device)
+        self.model = build_model(recipe, self.data.example_input).to(self.device)
+        self.teacher = load(recipe.distill.teacher).to(self.device).eval() if recipe.distill is not None else None
+        self.budget: BudgetConfig | None = recipe.budget
+        self.ledger: MacLedger | None = None
+        self.steering: Steering | None = None
+        if self.budget is not None:
+            self._prepare_gates(self.budget)
+        self.optimiser = self._make_optimiser()
+        self.trained = self._fused()
+        if recipe.sync_norm:
+            set_sync_(self.trained, True)
+        self.wrapped = self.accelerator.prepare_model(self.trained)
+        self.progress = Progress()
+        if self.state_path.exists():
+            self.progress = load_state(self.state_path, self.model, self.optimiser, recipe.to_dict())
+            if self.steering is not None:
+                self.steering.restore(self.progress.steering)
+
+    def _prepare_gates(self, budget: BudgetConfig) -> None:
+        if budget.forced is not None:
+            for layer in gated_layers(self.model).values():
+                layer.gate.forced = budget.forced
+                unused = layer.final_norm if budget.forced == "closed" and layer.separate else layer.partial_norm
+                for module in (layer.gate, unused):
+                    if module is not None:
+                        module.requires_grad_(False)
+        self.ledger = MacLedger(self.model, self.data.example_input.to(self.device))
+        self.steering = make_steering(budget, self.ledger.fixed / self.ledger.dense)
+
+    def _make_optimiser(self) -> torch.optim.SGD:
+        config = self.recipe.optimiser
+        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        thresholds = [p for name, p in named if name.endswith("gate.threshold")]
+        others = [p for name, p in named if not name.endswith("gate.threshold")]
+        groups = [{"params": others, "weight_decay": config.weight_decay}]
+        if thresholds:  # pulled by their own loss; decay would pull them toward 0 instead of T
+            groups.append({"params": thresholds, "weight_decay": 0.0})
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+
+    def _fused(self) -> nn.Module:
+        self.model.train()
+        try:
+            return fuse(self.model)
+        except ModelError as error:
+            self.accelerator.print(f"training without fusion, at some cost in speed: {error}")
+            return self.model
+
+    # ------------------------------------------------------------------ run
+
+    def run(self) -> RunResult:
+        recipe, main = self.recipe, self.accelerator.is_main_process
+        steps = len(self.data.train)
+        if main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with atomic_write(self.folder / RECIPE) as temporary:
+                temporary.write_text(json.dumps(recipe.to_dict(), indent=2) + "\n")
+        log = RunLog(
+            self.folder if main else None,
+            total_steps=recipe.epochs * steps,
+            first_step=self.progress.epoch * steps + self.progress.step,
+            console=self.console,
+        )
+        with log, _interruptible() as interrupted:
+            while self.progress.epoch < recipe.epochs:
+                self._epoch(log, interrupted)
+                epoch = self.progress.epoch
+                if epoch % recipe.eval_every == 0 and epoch < recipe.epochs:
+                    self._log_evaluation(log, self._evaluate(quick=True))
+                self._save_state()
+            self._finish_gates()
+            evaluation = self._evaluate(quick=False)
+            self._log_evaluation(log, evaluation)
+        if main:
+            self._write_results(evaluation)
+        return RunResult(folder=self.folder, evaluation=evaluation, seconds=self.progress.seconds)
+
+    def _epoch(self, log: RunLog, interrupted: list[bool]) -> None:
+        recipe, progress, steps = self.recipe, self.progress, len(self.data.train)
+        self.model.train()
+        self.trained.train()
+        meter = _Meter()
+        before = time.perf_counter()
+        for step, (images, labels, _) in self.data.train.epoch(progress.epoch, progress.step):
+            position = progress.epoch + step / steps
+            rate = learning_rate(recipe.schedule, recipe.optimiser.lr, position, recipe.epochs)
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate
+            loss, logits, share, grad_norm = self._step(images, labels, position, progress.epoch * steps + step)
+            if not math.isfinite(loss):
+                raise DivergedError(
+                    f"the loss is {loss} at step {step} of epoch {progress.epoch}; the last good state is kept in "
+                    f"{self.state_path if self.state_path.exists() else 'no file yet'}; lower the learning rate "
+                    "or warm up longer"
+                )
+            now = time.perf_counter()
+            progress.seconds += now - before
+            meter.add(loss, float((logits.argmax(1) == labels).float().mean()), share, len(labels), now - before)
+            before = now
+            progress.step = step + 1
+            done = progress.epoch * steps + progress.step
+            log.advance(done)
+            if progress.step % LOG_EVERY == 0 or progress.step == steps:
+                offset = self.steering.offset if self.steering is not None else None
+                figures = {"epoch": position, "lr": rate, "grad_norm": grad_norm, "offset": offset}
+                log.write("train", done, figures | meter.figures(self._base_share))
+                meter = _Meter()
+            if interrupted[0]:
+                self._save_state()
+                raise InterruptedRun(f"interrupted; the state is saved in {self.state_path}")
+        progress.epoch, progress.step = progress.epoch + 1, 0
+
+    def _step(
+        self, images: Tensor, labels: Tensor, position: float, global_step: int
+    ) -> tuple[float, Tensor, float | None, float | None]:
+        """One optimiser step. Returns loss, logits, executed share of the gated layers' MACs, gradient norm."""
+        recipe = self.recipe
+        nudge = self._set_gates(position, global_step)
+        self.optimiser.zero_grad(set_to_none=True)
+        open_counts: dict[str, Tensor] = {}
+
+        def keep(name: str, _layer: GatedConv2d, observation: Observation) -> None:
+            open_counts[name] = observation.open_counts
+
+        if self.steering is None:
+            logits = self.wrapped(images)
+        else:
+            with observe(self.model, keep):
+                logits = self.wrapped(images)
+        teacher_logits = None
+        if self.teacher is not None:
+            with torch.no_grad(), self.accelerator.autocast():
+                teacher_logits = self.teacher(images).float()
+        loss = task_loss(
+            logits.float(),
+            labels,
+            label_smoothing=recipe.label_smoothing,
+            teacher_logits=teacher_logits,
+            distill=recipe.distill,
+        )
+        share: float | None = None
+        if self.steering is not None and self.ledger is not None and self.budget is not None:
+            executed = self.ledger.executed(open_counts) / self.ledger.dense
+            penalty = self.steering.penalty(executed)
+            if penalty is not None:
+                loss = loss + penalty
+            elif self.budget.weight:
+                loss = loss + self.budget.weight * self._threshold_spread()
+            share = float(self.accelerator.reduce(executed.detach(), "mean"))
+            if nudge == 0:
+                progress = position / self.budget.close_epochs if self.budget.close_epochs else 1.0
+                self.steering.update(share, min(progress, 1.0))
+        self.accelerator.backward(loss)
+        grad_norm: float | None = None
+        if recipe.optimiser.max_grad_norm is not None:
+            grad_norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.optimiser.max_grad_norm))
+        self.optimiser.step()
+        with torch.no_grad():
+            for layer in gated_layers(self.model).values():
+                layer.gate.threshold.clamp_(-THRESHOLD_LIMIT, THRESHOLD_LIMIT)
+        value = float(self.accelerator.reduce(loss.detach(), "mean"))
+        return value, logits.detach(), share, grad_norm
+
+    def _set_gates(self, position: float, global_step: int) -> float:
+        """Set offset and slope for this step; returns the elastic part of the offset."""
+        if self.steering is None or self.budget is None or self.recipe.gate is None:
+            return 0.0
+        nudge = 0.0
+        if self.budget.elastic and global_step % 2:
+            draw = torch.rand((), generator=generator(self.recipe.seed, _ELASTIC, global_step))
+            nudge = self.budget.elastic * (2 * float(draw) - 1)
+        set_offset_(self.model, self.steering.offset + nudge)
+        slope = interpolate(self.recipe.gate.slope, self.budget.slope_final, position / self.recipe.epochs)
+        for layer in gated_layers(self.model).values():
+            layer.gate.slope = slope
+        return nudge
+
+    def _threshold_spread(self) -> Tensor:
+        """Σ (T − Δ)² of the method: T is the common offset, so what is left are the thresholds themselves."""
+        return torch.stack([layer.gate.threshold.square().sum() for layer in gated_layers(self.model).values()]).sum()
+
+    @property
+    def _base_share(self) -> float | None:
+        return None if self.ledger is None else self.ledger.fixed / self.ledger.dense
+
+    # ----------------------------------------------------------- evaluation
+
+    def _evaluate(self, *, quick: bool) -> Evaluation:
+        if self.steering is not None:
+            set_offset_(self.model, self.steering.offset)
+        autocast = torch.bfloat16 if quick and self.recipe.precision == "bf16" else None
+        batches = (batch for _, batch in self.data.test.epoch(0))
+        return evaluate(self.model, batches, autocast=autocast)
+
+    def _finish_gates(self) -> None:
+        """End exactly on the budget: training batches and evaluation differ a little."""
+        if self.steering is None or self.budget is None:
+            return
+        set_offset_(self.model, self.steering.offset)
+        if self.budget.mac_reduction is not None:
+
+            def measure() -> float:
+                batches = (batch for _, batch in self.data.calibration.epoch(0))
+                return evaluate(self.model, batches).counts.mac_reduction
+
+            calibrate_(self.model, self.budget.mac_reduction, measure)
+        fold_offset_(self.model)
+        self.steering.offset = 0.0
+
+    def _log_evaluation(self, log: RunLog, evaluation: Evaluation) -> None:
+        figures = {"accuracy": evaluation.accuracy, "top5": evaluation.top5, "loss": evaluation.loss}
+        if self.recipe.gate is not None:
+            figures |= {"mac_reduction": evaluation.counts.mac_reduction, "density": evaluation.counts.density}
+        log.write("eval", self.progress.epoch * len(self.data.train), {"epoch": self.progress.epoch, **figures})
+
+    # ---------------------------------------------------------------- files
+
+    def _save_state(self) -> None:
+        if self.steering is not None:
+            self.progress.steering = self.steering.state()
+        if self.accelerator.is_main_process:
+            save_state(self.state_path, self.model, self.optimiser, self.progress, self.recipe.to_dict())
+        self.accelerator.wait_for_everyone()
+
+    def _write_results(self, evaluation: Evaluation) -> None:
+        summary = {
+            "name": self.recipe.name,
+            "accuracy": evaluation.accuracy,
+            "top5": evaluation.top5,
+            "loss": evaluation.loss,
+            "epochs": self.recipe.epochs,
+            "seed": self.recipe.seed,
+            "seconds": round(self.progress.seconds, 1),
+            "mac_reduction": evaluation.counts.mac_reduction,
+            "network_mac_reduction": evaluation.counts.network_mac_reduction,
+            "density": evaluation.counts.density,
+            "torch": torch.__version__,
+        }
+        self.model.preprocess = self.data.preprocess
+        save(self.model, self.folder / MODEL, metadata=summary)
+        evaluation.counts.save(self.folder / COUNTS)
+        with atomic_write(self.folder / SUMMARY) as temporary:
+            temporary.write_text(json.dumps(summary, indent=2) + "\n")
+
+
+class _Meter:
+    """Averages between two lines of the log."""
+
+    def __init__(self) -> None:
+        self.loss = self.accuracy = self.share = self.seconds = 0.0
+        self.images = self.steps = 0
+        self.gated = False
+
+    def add(self, loss: float, accuracy: float, share: float | None, images: int, seconds: float) -> None:
+        self.loss += loss
+        self.accuracy += accuracy
+        self.gated = share is not None
+        self.share += share or 0.0
+        self.images += images
+        self.seconds += seconds
+        self.steps += 1
+
+    def figures(self, base_share: float | None) -> dict[str, float]:
+        figures = {
+            "loss": self.loss / self.steps,
+            "accuracy": self.accuracy / self.steps,
+            "images_per_second": self.images / self.seconds,
+        }
+        if self.gated and base_share is not None:
+            share = self.share / self.steps
+            figures |= {"mac_reduction": 1 / share, "density": (share - base_share) / (1 - base_share)}
+        return figures
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a flag, so that a run stops between two steps."""
+    flag = [False]
+
+    def handle(_signal: int, _frame: FrameType | None) -> None:
+        flag[0] = True
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,206 @@
+"""What a training run is: one frozen, validated, JSON-able record."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from headgate.errors import ConfigError
+from headgate.models import Architecture
+from headgate.nn import GateConfig
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where images come from and how they are prepared.
+
+    Attributes:
+        source: a folder (parquet or one folder per class), a name on the Hub, or "digits" (scikit-learn's, embedded).
+        loading: "memory" keeps all images as one uint8 tensor; "stream" decodes them as they are needed.
+        augment: "crop-flip" (pad 4, crop, mirror), "crop" (no mirror: digits), "imagenet" (the paper's), "none".
+        size: side of the square that the network sees; streamed images only.
+        workers: decoding processes; streamed images only.
+    """
+
+    source: str
+    loading: Literal["memory", "stream"] = "memory"
+    augment: Literal["crop-flip", "crop", "imagenet", "none"] = "crop-flip"
+    size: int = 224
+    workers: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimiserConfig:
+    """SGD, as in the paper (appendix A.3).
+
+    Attributes:
+        decay_thresholds: thresholds are pulled by their own loss; weight decay on them would pull toward 0.
+        max_grad_norm: clip the global norm of the gradient; None: never.
+    """
+
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    nesterov: bool = False
+    max_grad_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, f"lr must be > 0, got {self.lr}")
+        _require(0 <= self.momentum < 1, f"momentum must be in [0, 1), got {self.momentum}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """The learning rate over the epochs.
+
+    Attributes:
+        kind: "steps": × `gamma` at each of `milestones`; "cosine": half a cosine down to 0.
+        warmup_epochs: linear from 0 first; thresholds can run away without it.
+    """
+
+    kind: Literal["steps", "cosine"] = "cosine"
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    warmup_epochs: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetConfig:
+    """How sparse the gates shall be, and how to get there.
+
+    Attributes:
+        mac_reduction: dense ÷ executed MACs of the gated layers to end at; the controller finds the thresholds.
+        target: T in standard deviations, instead; exactly one of the two is given for a gated run.
+        steering: what the controller turns. "threshold": one T that all thresholds share. "penalty": a multiplier on
+            a penalty for expected MACs above the target; thresholds then learn from gradients alone.
+        weight: λ of the threshold loss.
+        close_epochs: epochs over which the gates close from fully open to the target. 0: at the target from the start.
+        elastic: half-width of the uniform threshold offset drawn for every other step; 0 switches it off.
+        slope_final: ε at the end; it moves linearly from `GateConfig.slope`. None: constant.
+        forced: hold the gates in one state throughout: "closed" is the static grouped control.
+    """
+
+    mac_reduction: float | None = None
+    target: float | None = None
+    steering: Literal["threshold", "penalty"] = "threshold"
+    weight: float = 1e-4
+    close_epochs: float = 0.0
+    elastic: float = 0.0
+    slope_final: float | None = None
+    forced: Literal["open", "closed"] | None = None
+
+    def __post_init__(self) -> None:
+        named = sum(value is not None for value in (self.mac_reduction, self.target, self.forced))
+        _require(
+            named == 1,
+            "exactly one of mac_reduction, target and forced must be given, got "
+            f"mac_reduction={self.mac_reduction}, target={self.target}, forced={self.forced!r}",
+        )
+        _require(
+            self.mac_reduction is None or self.mac_reduction > 1, f"mac_reduction must be > 1, got {self.mac_reduction}"
+        )
+        _require(self.close_epochs >= 0, f"close_epochs must be ≥ 0, got {self.close_epochs}")
+        _require(self.elastic >= 0, f"elastic must be ≥ 0, got {self.elastic}")
+        _require(
+            self.steering == "threshold" or self.mac_reduction is not None,
+            "steering='penalty' needs mac_reduction: it has no target T",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Knowledge distillation (Hinton et al., 2015).
+
+    Attributes:
+        teacher: a checkpoint written by `headgate.save`.
+        alpha: share of the teacher in the loss.
+        temperature: softens both distributions.
+    """
+
+    teacher: str
+    alpha: float = 0.5
+    temperature: float = 4.0
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.alpha <= 1, f"alpha must be in [0, 1], got {self.alpha}")
+        _require(self.temperature > 0, f"temperature must be > 0, got {self.temperature}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole run. Recipes are made by the functions of `headgate.recipes` and changed by `dataclasses.replace`.
+
+    Attributes:
+        gate: None trains the dense network.
+        batch_size: images of one optimiser step over all processes.
+        init_from: checkpoint of the dense network to start from.
+        precision: "bf16" computes convolutions in bfloat16 (autocast); parameters stay float32.
+        sync_norm: batch statistics over all processes; then N processes train like one.
+        eval_every: epochs between evaluations; the last epoch is always evaluated.
+        eval_images: evaluate on the first so many test images; None: all.
+    """
+
+    name: str
+    architecture: Architecture
+    data: DataConfig
+    epochs: int
+    batch_size: int = 128
+    gate: GateConfig | None = None
+    budget: BudgetConfig | None = None
+    optimiser: OptimiserConfig = OptimiserConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    distill: DistillConfig | None = None
+    init_from: str | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    sync_norm: bool = False
+    label_smoothing: float = 0.0
+    seed: int = 0
+    eval_every: int = 1
+    eval_images: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, f"epochs must be ≥ 1, got {self.epochs}")
+        _require(self.batch_size >= 1, f"batch_size must be ≥ 1, got {self.batch_size}")
+        _require(self.eval_every >= 1, f"eval_every must be ≥ 1, got {self.eval_every}")
+        _require(
+            (self.gate is None) == (self.budget is None),
+            "a gated run needs both gate and budget (how far to gate), a dense one neither",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able dict."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Recipe:
+        """The inverse of `to_dict`.
+
+        Raises: ConfigError: unknown or missing fields, or values out of range.
+        """
+        parts = {
+            "architecture": Architecture,
+            "data": DataConfig,
+            "gate": GateConfig,
+            "budget": BudgetConfig,
+            "optimiser": OptimiserConfig,
+            "schedule": ScheduleConfig,
+            "distill": DistillConfig,
+        }
+        try:
+            values = {
+                key: parts[key](**_tuples(value)) if key in parts and value is not None else value
+                for key, value in data.items()
+            }
+            return cls(**values)
+        except TypeError as error:
+            raise ConfigError(f"not a recipe of this version of headgate: {error}") from error
+
+
+def _tuples(value: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}

@@ -1,0 +1,229 @@
+"""The loop on scikit-learn's digits: budget, resuming, interruption, faults, several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import headgate.train.loop as loop
+from headgate import recipes
+from headgate.checkpoint import load
+from headgate.errors import CheckpointError, DataError, DivergedError
+from headgate.nn import GateConfig, shift_thresholds_
+from headgate.train import BudgetConfig, DistillConfig, InterruptedRun, Recipe, evaluate, train
+from headgate.train.log import read_metrics
+from headgate.train.prepare import test_batches
+
+pytestmark = pytest.mark.slow
+
+
+def recipe(**changes: object) -> Recipe:
+    base = replace(
+        recipes.get("digits-cnn"),
+        epochs=3,
+        gate=GateConfig(groups=4, shuffle=True),
+        budget=BudgetConfig(mac_reduction=2.5),
+        eval_every=1,
+    )
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("steering", ["threshold", "penalty"])
+def test_training_learns_and_ends_on_the_budget(tmp_path: Path, steering: str) -> None:
+    budget = BudgetConfig(mac_reduction=2.5, steering=steering)  # type: ignore[arg-type]
+    result = train(recipe(epochs=8, budget=budget), tmp_path, console=False)
+    assert result.evaluation.accuracy > 0.9
+    assert result.evaluation.counts.mac_reduction == pytest.approx(2.5, rel=0.03)
+
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["accuracy"] == pytest.approx(result.evaluation.accuracy)
+    model = load(tmp_path / "model.safetensors")
+    again = evaluate(model, test_batches(model, "digits"))
+    assert again.accuracy == pytest.approx(result.evaluation.accuracy)
+    assert again.counts.mac_reduction == pytest.approx(result.evaluation.counts.mac_reduction)
+    lines = read_metrics(tmp_path)
+    assert {"loss", "accuracy", "density", "mac_reduction", "lr", "offset"} <= lines[0].keys()
+    assert [line["kind"] for line in lines].count("eval") == 8
+
+
+def test_target_and_forced_and_dense_runs(tmp_path: Path) -> None:
+    low = train(recipe(budget=BudgetConfig(target=0.0)), tmp_path / "low", console=False).evaluation
+    high = train(recipe(budget=BudgetConfig(target=1.5)), tmp_path / "high", console=False).evaluation
+    static = train(recipe(budget=BudgetConfig(forced="closed")), tmp_path / "static", console=False).evaluation
+    dense = train(recipes.dense(recipe()), tmp_path / "dense", console=False).evaluation
+    assert low.counts.density > high.counts.density > 0
+    assert static.counts.density == 0
+    assert static.counts.mac_reduction == pytest.approx(4)
+    assert static.accuracy > 0.5
+    assert not dense.counts.gated_layers
+
+
+@pytest.mark.parametrize("granularity", ["group", "channel", "l1norm", "fc"])
+def test_every_gate_trains(tmp_path: Path, granularity: str) -> None:
+    gate = GateConfig(groups=4, granularity=granularity)  # type: ignore[arg-type]
+    budget = BudgetConfig(mac_reduction=1.5)
+    result = train(recipe(gate=gate, budget=budget, epochs=6), tmp_path, console=False)
+    assert result.evaluation.accuracy > 0.7
+    assert result.evaluation.counts.mac_reduction == pytest.approx(1.5, rel=0.03)
+
+
+def final_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_interrupted_run_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = recipe(budget=BudgetConfig(mac_reduction=2.5, elastic=0.5, close_epochs=1))
+    train(whole, tmp_path / "whole", console=False)
+
+    steps = 0
+    step = loop._Run._step
+
+    def interrupting(self: loop._Run, *args: object) -> object:
+        nonlocal steps
+        steps += 1
+        if steps == 30:  # in the middle of the second epoch of 22 steps
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop._Run, "_step", interrupting)
+    with pytest.raises(InterruptedRun, match="state is saved"):
+        train(whole, tmp_path / "parts", console=False)
+    assert not (tmp_path / "parts" / "model.safetensors").exists()
+    train(whole, tmp_path / "parts", console=False)
+
+    expected, got = final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "parts")
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    evals = [[line for line in read_metrics(tmp_path / run) if line["kind"] == "eval"] for run in ("whole", "parts")]
+    assert evals[0] == evals[1]
+
+
+def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
+    train(recipe(epochs=1), tmp_path, console=False)
+    with pytest.raises(CheckpointError, match=r"another recipe \(seed: 0 then, 1 now\)"):
+        train(recipe(epochs=1, seed=1), tmp_path, console=False)
+    with pytest.raises(CheckpointError, match="holds a run already"):
+        train(recipe(epochs=1), tmp_path, resume=False, console=False)
+
+
+def test_nan_stops_with_step_and_keeps_the_last_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task_loss = loop.task_loss
+    calls = 0
+
+    def diverging(*args: object, **options: object) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        loss = task_loss(*args, **options)  # type: ignore[arg-type]
+        return loss * float("nan") if calls == 25 else loss
+
+    monkeypatch.setattr(loop, "task_loss", diverging)
+    with pytest.raises(DivergedError, match=r"the loss is nan at step 2 of epoch 1.*state\.safetensors"):
+        train(recipe(), tmp_path, console=False)
+    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "state.safetensors").values())
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_full_disk_keeps_the_earlier_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import headgate.train.state as state
+
+    save_file = state.save_file
+    calls = 0
+
+    def full(*args: object, **options: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            Path(str(args[1])).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save_file(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(state, "save_file", full)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        train(recipe(), tmp_path, console=False)
+    assert load_file(tmp_path / "state.safetensors")
+    leftovers = {path.name for path in tmp_path.iterdir()} - {"state.safetensors", "metrics.jsonl", "recipe.json"}
+    assert leftovers == {"tensorboard"}
+
+
+def test_wrong_data_is_an_error_that_leaves_no_folder(tmp_path: Path) -> None:
+    config = recipe()
+    missing = replace(config, data=replace(config.data, source=str(tmp_path / "nowhere")))
+    with pytest.raises(DataError, match="nowhere"):
+        train(missing, tmp_path / "run", console=False)
+    few = replace(config, architecture=replace(config.architecture, num_classes=7))
+    with pytest.raises(DataError, match="10 classes, the network 7"):
+        train(few, tmp_path / "run", console=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_from_a_dense_checkpoint_with_a_teacher(tmp_path: Path) -> None:
+    dense = train(recipes.dense(recipe()), tmp_path / "dense", console=False)
+    checkpoint = str(dense.folder / "model.safetensors")
+    budget = BudgetConfig(mac_reduction=2.0, close_epochs=0.5)
+    student = recipe(epochs=2, init_from=checkpoint, distill=DistillConfig(teacher=checkpoint), budget=budget)
+    result = train(student, tmp_path / "gated", console=False)
+    first = next(line for line in read_metrics(tmp_path / "gated") if line["kind"] == "train")
+    assert first["accuracy"] > 0.5  # it did not start from scratch
+    assert result.evaluation.accuracy > 0.9
+
+
+def test_one_elastic_checkpoint_serves_several_budgets(tmp_path: Path) -> None:
+    budget = BudgetConfig(mac_reduction=2.0, elastic=1.0)
+    result = train(recipe(epochs=6, budget=budget), tmp_path, console=False)
+    model = load(result.folder / "model.safetensors")
+    reductions, accuracies = [], []
+    for _ in range(3):
+        evaluation = evaluate(model, test_batches(model, "digits"))
+        reductions.append(evaluation.counts.mac_reduction)
+        accuracies.append(evaluation.accuracy)
+        shift_thresholds_(model, 0.5)
+    assert reductions == sorted(reductions)
+    assert reductions[-1] > 1.15 * reductions[0]
+    assert min(accuracies) > 0.8
+
+
+WORKER = """
+import sys
+from dataclasses import replace
+from headgate import recipes
+from headgate.nn import GateConfig
+from headgate.train import BudgetConfig, train
+import torch
+torch.set_num_threads(1)
+recipe = replace(recipes.get("digits-cnn"), epochs=1, sync_norm=True, gate=GateConfig(groups=4, granularity=sys.argv[2]),
+                 budget=BudgetConfig(mac_reduction=2.5), eval_every=1)
+train(recipe, sys.argv[1], console=False)
+"""
+
+
+@pytest.mark.parametrize("granularity", ["activation", "group"])
+def test_two_processes_train_like_one(tmp_path: Path, granularity: str) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    for name, command in (("one", [sys.executable, str(script)]), ("two", launch)):
+        done = subprocess.run(
+            [*command, str(tmp_path / name), granularity], env=environment, capture_output=True, text=True, timeout=240
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (read_metrics(tmp_path / name) for name in ("one", "two"))
+    for a, b in zip(one, two, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+        assert a["mac_reduction"] == pytest.approx(b["mac_reduction"], rel=5e-3)
+    expected, got = final_tensors(tmp_path / "one"), final_tensors(tmp_path / "two")
+    thresholds = [name for name in expected if name.endswith("threshold")]
+    assert thresholds
+    for name in thresholds:
+        torch.testing.assert_close(got[name], expected[name], rtol=0, atol=2e-3)
+    counts = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two")]
+    assert counts[0]["density"] == pytest.approx(counts[1]["density"], rel=0.02)

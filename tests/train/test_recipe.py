@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from headgate import recipes
+from headgate.errors import ConfigError
+from headgate.train import BudgetConfig, DistillConfig, Recipe
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipe_survives_json(name: str) -> None:
+    recipe = recipes.get(name)
+    assert recipe.name == name
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+def test_the_papers_recipe_is_the_papers() -> None:
+    recipe = recipes.get("resnet18-cifar10-paper")
+    assert (recipe.epochs, recipe.batch_size, recipe.optimiser.lr, recipe.optimiser.momentum) == (300, 256, 0.1, 0.9)
+    assert recipe.optimiser.weight_decay == 1e-4
+    assert recipe.schedule.milestones == (200, 250)
+    assert recipe.gate is not None
+    assert (recipe.gate.groups, recipe.gate.slope) == (8, 2.0)
+    assert recipe.budget == BudgetConfig(target=2.0, weight=1e-4)
+    imagenet = recipes.get("resnet18-imagenet")
+    assert (imagenet.epochs, imagenet.optimiser.nesterov, imagenet.schedule.milestones) == (140, True, (30, 60, 90, 120))
+
+
+def test_unknown_recipe_lists_near_matches() -> None:
+    with pytest.raises(ConfigError, match=r"'resnet20-cifar100'.*resnet20-cifar10"):
+        recipes.get("resnet20-cifar100")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "exactly one of mac_reduction, target and forced"),
+        ({"mac_reduction": 3, "target": 1.0}, "exactly one"),
+        ({"mac_reduction": 1.0}, "mac_reduction must be > 1, got 1.0"),
+        ({"target": 1.0, "steering": "penalty"}, "needs mac_reduction"),
+        ({"target": 1.0, "elastic": -1}, "elastic must be ≥ 0"),
+    ],
+)
+def test_budget_says_what_is_wrong(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        BudgetConfig(**options)  # type: ignore[arg-type]
+
+
+def test_recipe_and_distillation_say_what_is_wrong() -> None:
+    recipe = recipes.get("digits-cnn")
+    with pytest.raises(ConfigError, match="epochs must be ≥ 1, got 0"):
+        replace(recipe, epochs=0)
+    with pytest.raises(ConfigError, match="both gate and budget"):
+        replace(recipe, budget=None)
+    with pytest.raises(ConfigError, match="alpha must be in"):
+        DistillConfig(teacher="x", alpha=2)
+    with pytest.raises(ConfigError, match="not a recipe of this version"):
+        Recipe.from_dict({**recipe.to_dict(), "learning_rate": 3})
