@@ -25,7 +25,7 @@ demo: $(STAMP) ## gate a small network, train it, show what it saves
 	$(BIN)/headgate demo
 
 test: lint ## lint, then every test
-	$(BIN)/python -m pytest -n $(strip $(JOBS)) $(PYTEST)
+	$(BIN)/python -m pytest -n $(strip $(JOBS)) --dist worksteal $(PYTEST)
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from headgate.errors import DtypeError, ShapeError
 from headgate.ops.batch_norm import BatchNorm
-from headgate.ops.gated_norm import reference
+from headgate.ops.gated_norm import native, reference
+from headgate.ops.native import serves
 
 __all__ = ["gated_norm"]
 
@@ -49,8 +49,18 @@ def gated_norm(
         raise ShapeError(f"final_sum must have the {len(final.running_mean)} channels of its norm, got {channels}")
     if channels % len(threshold):
         raise ShapeError(f"threshold's length must divide the {channels} channels, got {len(threshold)}")
+    if score_var is None and len(threshold) != channels:
+        raise ShapeError(f"without score_var, threshold must have {channels} values, got {len(threshold)}")
+    if partial_sum is not None and partial_sum.shape != final_sum.shape:
+        raise ShapeError(f"partial_sum must have final_sum's shape {final_sum.shape}, got {partial_sum.shape}")
+    if residual is not None and residual.shape != (final_sum.shape[0], channels, *final_sum.shape[2:]):
+        raise ShapeError(f"residual must have the output's {channels} channels and final_sum's size, got {residual.shape}")
     if not final_sum.is_floating_point():
         raise DtypeError(f"final_sum must be a floating-point tensor, got {final_sum.dtype}")
+    if serves((final_sum, partial_sum, residual), (final, partial), (threshold, score_var)):
+        return native.gated_norm(
+            final_sum, partial_sum, final, partial, threshold, score_var, residual, slope=slope, relu=relu
+        )
     if partial_sum is None:
         final_sum, partial_sum = final_sum.chunk(2, dim=1)
     return reference.gated_norm(

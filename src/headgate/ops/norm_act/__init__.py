@@ -7,7 +7,8 @@ from torch import Tensor
 
 from headgate.errors import ShapeError
 from headgate.ops.batch_norm import BatchNorm
-from headgate.ops.norm_act import reference
+from headgate.ops.norm_act import native, reference
+from headgate.ops.native import serves
 
 __all__ = ["norm_act"]
 
@@ -21,4 +22,8 @@ def norm_act(
     """
     if x.shape[1] != len(norm.running_mean):
         raise ShapeError(f"x must have the {len(norm.running_mean)} channels of its norm, got {x.shape[1]}")
+    if residual is not None and residual.shape != x.shape:
+        raise ShapeError(f"residual must have x's shape {x.shape}, got {residual.shape}")
+    if serves((x, residual), (norm,), ()):
+        return native.norm_act(x, norm, residual, relu=relu)
     return reference.norm_act(x, norm, residual, relu=relu)

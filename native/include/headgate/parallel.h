@@ -1,0 +1,24 @@
+// A persistent pool of threads.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+namespace headgate {
+
+// Half-open range of rows.
+struct Range {
+  std::int64_t begin, end;
+};
+
+// Part `part` of `parts` nearly equal pieces of `rows`.
+Range slice(std::int64_t rows, int part, int parts);
+
+// How many parts are worth their start for `rows` rows of `row_bytes` bytes, at most `threads`.
+int parts_for(std::int64_t rows, std::int64_t row_bytes, int threads);
+
+// Calls body(part) once for every part in [0, parts), on the caller and up to parts − 1 pool threads; returns when all
+// are done. `body` must not throw. If the pool is busy with another caller, the caller does all parts itself.
+void parallel_for(int parts, const std::function<void(int)>& body);
+
+}  // namespace headgate

@@ -1,0 +1,19 @@
+#include <immintrin.h>
+#include <cstdint>
+
+#include "kernels/gated_norm/gated_norm.h"
+
+#define HEADGATE_WIDTH 16
+
+namespace headgate {
+namespace {
+
+#include "kernels/simd.inc"
+#include "kernels/gated_norm/groups.inc"
+#include "kernels/gated_norm/gated_norm.inc"
+
+}  // namespace
+
+const GatedNormKernels& gated_norm_avx512() { return kGatedNorm; }
+
+}  // namespace headgate

@@ -1,0 +1,17 @@
+#include <cstdint>
+
+#include "kernels/norm_act/norm_act.h"
+
+#define HEADGATE_WIDTH 4
+
+namespace headgate {
+namespace {
+
+#include "kernels/simd.inc"
+#include "kernels/norm_act/norm_act.inc"
+
+}  // namespace
+
+const NormActKernels& norm_act_portable() { return kNormAct; }
+
+}  // namespace headgate

@@ -1,0 +1,7 @@
+#include "runtime/built.h"
+
+namespace headgate {
+
+bool built(Isa) { return true; }
+
+}  // namespace headgate
