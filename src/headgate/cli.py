@@ -78,7 +78,7 @@ class Train:
         console.print(f"{recipe.name} → {out}")
         result = train(recipe, out, resume=self.resume, console=not self.quiet)
         _show(console, {recipe.name: result.evaluation})
-        console.print(f"model, counts and metrics are in {result.folder}; draw them with: headgate report {result.folder}")
+        console.print(f"model, counts and metrics: {result.folder}; draw them with: headgate report {result.folder}")
 
     def to_recipe(self) -> Recipe:
         """The named recipe with this command's options.
@@ -139,14 +139,14 @@ class Eval:
     def run(self, console: Console) -> None:
         from headgate.nn import shift_thresholds_
         from headgate.train import evaluate
-        from headgate.train.prepare import test_batches
+        from headgate.train.prepare import evaluation_batches
 
         model, source = _find_model(self.model)
         if self.data is None and source is None:
             raise ConfigError(f"data must be given: {self.model} does not say what it was trained on")
         if self.shift:
             shift_thresholds_(model, self.shift)
-        evaluation = evaluate(model, test_batches(model, self.data or source or "", limit=self.images))
+        evaluation = evaluate(model, evaluation_batches(model, self.data or source or "", limit=self.images))
         console.print(str(evaluation.counts), markup=False)
         _show(console, {self.model: evaluation})
 

@@ -70,6 +70,7 @@ def test_training_batches(folder: Path) -> None:
     assert not torch.equal(x, batches(source, 1)[0][0])
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with one processor
 def test_batches_do_not_depend_on_workers_or_the_global_generator(folder: Path) -> None:
     alone = batches(training(folder), 2)
     state = torch.get_rng_state()

@@ -17,11 +17,12 @@ from safetensors.torch import load_file
 import headgate.train.loop as loop
 from headgate import recipes
 from headgate.checkpoint import load
+from headgate.counting import Counts
 from headgate.errors import CheckpointError, DataError, DivergedError
 from headgate.nn import GateConfig, shift_thresholds_
 from headgate.train import BudgetConfig, DistillConfig, InterruptedRun, Recipe, evaluate, train
 from headgate.train.log import read_metrics
-from headgate.train.prepare import test_batches
+from headgate.train.prepare import evaluation_batches
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +48,7 @@ def test_training_learns_and_ends_on_the_budget(tmp_path: Path, steering: str) -
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["accuracy"] == pytest.approx(result.evaluation.accuracy)
     model = load(tmp_path / "model.safetensors")
-    again = evaluate(model, test_batches(model, "digits"))
+    again = evaluate(model, evaluation_batches(model, "digits"))
     assert again.accuracy == pytest.approx(result.evaluation.accuracy)
     assert again.counts.mac_reduction == pytest.approx(result.evaluation.counts.mac_reduction)
     lines = read_metrics(tmp_path)
@@ -182,7 +183,7 @@ def test_one_elastic_checkpoint_serves_several_budgets(tmp_path: Path) -> None:
     model = load(result.folder / "model.safetensors")
     reductions, accuracies = [], []
     for _ in range(3):
-        evaluation = evaluate(model, test_batches(model, "digits"))
+        evaluation = evaluate(model, evaluation_batches(model, "digits"))
         reductions.append(evaluation.counts.mac_reduction)
         accuracies.append(evaluation.accuracy)
         shift_thresholds_(model, 0.5)
@@ -194,14 +195,19 @@ def test_one_elastic_checkpoint_serves_several_budgets(tmp_path: Path) -> None:
 WORKER = """
 import sys
 from dataclasses import replace
+import torch
 from headgate import recipes
 from headgate.nn import GateConfig
 from headgate.train import BudgetConfig, train
-import torch
+
 torch.set_num_threads(1)
-recipe = replace(recipes.get("digits-cnn"), epochs=1, sync_norm=True, gate=GateConfig(groups=4, granularity=sys.argv[2]),
-                 budget=BudgetConfig(mac_reduction=2.5), eval_every=1)
-train(recipe, sys.argv[1], console=False)
+gate = GateConfig(groups=4, granularity=sys.argv[2])
+budget = BudgetConfig(mac_reduction=2.5)
+train(
+    replace(recipes.get("digits-cnn"), epochs=2, batch_size=256, sync_norm=True, gate=gate, budget=budget),
+    sys.argv[1],
+    console=False,
+)
 """
 
 
@@ -217,13 +223,16 @@ def test_two_processes_train_like_one(tmp_path: Path, granularity: str) -> None:
         )
         assert done.returncode == 0, done.stderr[-3000:]
     one, two = (read_metrics(tmp_path / name) for name in ("one", "two"))
-    for a, b in zip(one, two, strict=True):
+    assert [line["kind"] for line in one] == ["train", "train", "eval"]
+    for a, b in zip(one, two, strict=True):  # 10 steps: few enough that rounding flips no decision that matters
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
-        assert a["mac_reduction"] == pytest.approx(b["mac_reduction"], rel=5e-3)
+        # the final calibration stops anywhere within its tolerance of 0.3 %
+        assert a["mac_reduction"] == pytest.approx(b["mac_reduction"], rel=1e-3 if a["kind"] == "train" else 7e-3)
     expected, got = final_tensors(tmp_path / "one"), final_tensors(tmp_path / "two")
     thresholds = [name for name in expected if name.endswith("threshold")]
     assert thresholds
     for name in thresholds:
         torch.testing.assert_close(got[name], expected[name], rtol=0, atol=2e-3)
-    counts = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two")]
-    assert counts[0]["density"] == pytest.approx(counts[1]["density"], rel=0.02)
+    counts = [Counts.load(tmp_path / name / "counts.json") for name in ("one", "two")]
+    assert counts[0].images == counts[1].images == 360
+    assert counts[1].executed_macs == pytest.approx(counts[0].executed_macs, rel=7e-3)

@@ -26,7 +26,8 @@ def test_the_papers_recipe_is_the_papers() -> None:
     assert (recipe.gate.groups, recipe.gate.slope) == (8, 2.0)
     assert recipe.budget == BudgetConfig(target=2.0, weight=1e-4)
     imagenet = recipes.get("resnet18-imagenet")
-    assert (imagenet.epochs, imagenet.optimiser.nesterov, imagenet.schedule.milestones) == (140, True, (30, 60, 90, 120))
+    assert (imagenet.epochs, imagenet.optimiser.nesterov) == (140, True)
+    assert imagenet.schedule.milestones == (30, 60, 90, 120)
 
 
 def test_unknown_recipe_lists_near_matches() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -49,8 +49,8 @@ class Preprocess:
         if not (self.mean.isfinite().all() and self.std.isfinite().all() and (self.std > 0).all()):
             raise ConfigError(f"mean must be finite and std positive, got {tuple(mean)} and {tuple(std)}")
 
-    def __call__(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """Normalise a batch, or one image (c, h, w).
+    def __call__(self, x: Float[Tensor, "*n c h w"]) -> Float[Tensor, "*n c h w"]:
+        """Normalise a batch, or one image.
 
         Raises:
             DtypeError: x is not floating-point.
@@ -80,7 +80,7 @@ class Preprocess:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
         """The inverse of `to_dict`."""
         size, classes = values.get("input_size"), values.get("classes")
         return cls(values["mean"], values["std"], input_size=size and (size[0], size[1]), classes=classes)

@@ -32,7 +32,8 @@ class CheckpointInfo:
     Attributes:
         version: of the format.
         model: class name of the network.
-        architecture: how to build it; None where headgate does not know.
+        architecture: how to build it, as `headgate.models.Architecture.from_dict` takes it; None where headgate did
+            not know.
         structure: how it is gated, see `headgate.convert.gated_structure`; None for a dense one.
         preprocess: what its inputs go through, where known.
         metadata: whatever `save` was given.
@@ -41,7 +42,7 @@ class CheckpointInfo:
 
     version: int
     model: str
-    architecture: Architecture | None
+    architecture: Mapping[str, Any] | None
     structure: Mapping[str, Any] | None
     preprocess: Preprocess | None
     metadata: Mapping[str, Any]
@@ -187,7 +188,7 @@ def _parse(text: str, path: str | os.PathLike[str]) -> CheckpointInfo:
         return CheckpointInfo(
             version=version,
             model=str(header["model"]),
-            architecture=Architecture.from_dict(header["architecture"]) if header["architecture"] else None,
+            architecture=header["architecture"],
             structure=header["structure"],
             preprocess=Preprocess.from_dict(header["preprocess"]) if header["preprocess"] else None,
             metadata=header["metadata"],
@@ -207,9 +208,12 @@ def _build(about: CheckpointInfo, path: str | os.PathLike[str]) -> nn.Module:
         )
     try:
         with torch.random.fork_rng(devices=[]):  # initial weights are overwritten: draw them from no one's generator
-            return about.architecture.build()
-    except HeadgateError as error:
-        raise CheckpointError(f"{path} holds {about.architecture.name!r}, which cannot be built: {error}") from error
+            return Architecture.from_dict(about.architecture).build()
+    except (HeadgateError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} holds the architecture {about.architecture}, which this headgate cannot build: "
+            f"{error}; pass model="
+        ) from error
 
 
 def _plan_gates(about: CheckpointInfo, target: nn.Module, path: str | os.PathLike[str]) -> nn.Module:

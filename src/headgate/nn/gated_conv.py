@@ -74,7 +74,12 @@ class GatedConv2d(nn.Module):
     base_mask: Tensor
 
     def __init__(
-        self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None, config: GateConfig, *, two_sided: bool = False
+        self,
+        conv: nn.Conv2d,
+        norm: nn.BatchNorm2d | nn.SyncBatchNorm | None,
+        config: GateConfig,
+        *,
+        two_sided: bool = False,
     ) -> None:
         super().__init__()
         if conv.padding_mode != "zeros":

@@ -49,7 +49,7 @@ class SumNorm(nn.Module):
         )
 
     @torch.no_grad()
-    def copy_from(self, norm: nn.BatchNorm2d, *, share: float = 1.0) -> None:
+    def copy_from(self, norm: nn.BatchNorm2d | nn.SyncBatchNorm, *, share: float = 1.0) -> None:
         """Start from a dense network's normalisation.
 
         Args:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_functional
 from jaxtyping import Float
 from torch import Tensor
 
@@ -33,16 +32,39 @@ class BatchNorm(NamedTuple):
     sync: bool = False
 
 
+class _SumOverProcesses(torch.autograd.Function):
+    """Sum a tensor over all processes; the gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        total = grad_outputs[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+def mean_over_processes(x: Tensor) -> Tensor:
+    """The mean of a tensor over all processes, differentiable; `x` itself where there is one process."""
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return x
+    total: Tensor = _SumOverProcesses.apply(x)
+    return total / dist.get_world_size()
+
+
 def _batch_moments(x: Tensor, sync: bool) -> tuple[Tensor, Tensor, int]:
     """Mean and biased variance per channel, and the number of values behind each."""
     mean = x.mean((0, 2, 3))
     count = x.shape[0] * x.shape[2] * x.shape[3]
-    if sync and dist.is_initialized() and dist.get_world_size() > 1:
-        world = dist.get_world_size()
-        mean = dist_functional.all_reduce(mean) / world
-        var = dist_functional.all_reduce((x - mean.view(1, -1, 1, 1)).square().mean((0, 2, 3))) / world
-        return mean, var, count * world
-    return mean, (x - mean.view(1, -1, 1, 1)).square().mean((0, 2, 3)), count
+    if sync:
+        mean = mean_over_processes(mean)
+        count *= dist.get_world_size() if dist.is_initialized() else 1
+    var = (x - mean.view(1, -1, 1, 1)).square().mean((0, 2, 3))
+    return mean, mean_over_processes(var) if sync else var, count
 
 
 def normalise(x: Float[Tensor, "n c h w"], norm: BatchNorm) -> Float[Tensor, "n c h w"]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
+
+from headgate.ops.batch_norm import mean_over_processes
 
 SCORE_EPS = 1e-5  # added to the running variance of a group's score
 
@@ -29,9 +30,8 @@ def unit_variance(
     if training:
         with torch.no_grad():
             batch_var = score.square().mean((0, 2, 3))
-            if sync and dist.is_initialized() and dist.get_world_size() > 1:
-                dist.all_reduce(batch_var)
-                batch_var /= dist.get_world_size()
+            if sync:
+                batch_var = mean_over_processes(batch_var)
             running_var.lerp_(batch_var.to(running_var.dtype), momentum)
     return score * scale.view(1, -1, 1, 1)
 

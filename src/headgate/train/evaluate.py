@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Int64
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from headgate.counting import Counts, count
@@ -20,9 +21,9 @@ class Evaluation:
     """What one pass over a test set gave.
 
     Attributes:
-        accuracy, top5: shares in [0, 1], over all processes.
-        loss: mean cross-entropy of this process's images.
-        counts: see `headgate.count`; over all processes.
+        accuracy, top5: shares in [0, 1].
+        loss: mean cross-entropy.
+        counts: see `headgate.count`. These four are over all processes.
         predictions, labels: of this process's images, in the order they came.
     """
 
@@ -35,9 +36,7 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(
-    model: nn.Module, batches: Iterable[Batch], *, autocast: torch.dtype | None = None
-) -> Evaluation:
+def evaluate(model: nn.Module, batches: Iterable[Batch], *, autocast: torch.dtype | None = None) -> Evaluation:
     """Run a model over batches of (images, labels, index) and count what it executes.
 
     Args:
@@ -63,12 +62,18 @@ def evaluate(
         handle.remove()
     all_logits, all_labels = torch.cat(logits), torch.cat(labels)
     classes = all_logits.shape[1]
-    top1 = MulticlassAccuracy(classes, average="micro").to(all_logits.device)
-    top5 = MulticlassAccuracy(classes, average="micro", top_k=min(5, classes)).to(all_logits.device)
+    figures = {
+        "accuracy": MulticlassAccuracy(classes, average="micro"),
+        "top5": MulticlassAccuracy(classes, average="micro", top_k=min(5, classes)),
+    }
+    loss = MeanMetric().to(device)
+    loss.update(F.cross_entropy(all_logits, all_labels, reduction="none"))
+    for metric in figures.values():
+        metric.to(device).update(all_logits, all_labels)
     return Evaluation(
-        accuracy=float(top1(all_logits, all_labels)),
-        top5=float(top5(all_logits, all_labels)),
-        loss=float(F.cross_entropy(all_logits, all_labels)),
+        accuracy=float(figures["accuracy"].compute()),
+        top5=float(figures["top5"].compute()),
+        loss=float(loss.compute()),
         counts=counts,
         predictions=all_logits.argmax(1).cpu(),
         labels=all_labels.cpu(),

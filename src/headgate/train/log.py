@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -50,7 +50,7 @@ class RunLog:
         )
         self._task = self._progress.add_task("train", total=total_steps, completed=first_step, figures="")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> RunLog:
         self._progress.start()
         return self
 

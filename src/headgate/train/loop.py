@@ -127,7 +127,8 @@ class _Run:
                 for module in (layer.gate, unused):
                     if module is not None:
                         module.requires_grad_(False)
-        self.ledger = MacLedger(self.model, self.data.example_input.to(self.device))
+        images = next(self.data.calibration())[0]  # real ones: an "fc" gate's costs depend on what is zero
+        self.ledger = MacLedger(self.model, images)
         self.steering = make_steering(budget, self.ledger.fixed / self.ledger.dense)
 
     def _make_optimiser(self) -> torch.optim.SGD:
@@ -291,8 +292,7 @@ class _Run:
         if self.steering is not None:
             set_offset_(self.model, self.steering.offset)
         autocast = torch.bfloat16 if quick and self.recipe.precision == "bf16" else None
-        batches = (batch for _, batch in self.data.test.epoch(0))
-        return evaluate(self.model, batches, autocast=autocast)
+        return evaluate(self.model, self.data.test(), autocast=autocast)
 
     def _finish_gates(self) -> None:
         """End exactly on the budget: training batches and evaluation differ a little."""
@@ -302,8 +302,7 @@ class _Run:
         if self.budget.mac_reduction is not None:
 
             def measure() -> float:
-                batches = (batch for _, batch in self.data.calibration.epoch(0))
-                return evaluate(self.model, batches).counts.mac_reduction
+                return evaluate(self.model, self.data.calibration()).counts.mac_reduction
 
             calibrate_(self.model, self.budget.mac_reduction, measure)
         fold_offset_(self.model)

@@ -28,8 +28,7 @@ def task_loss(
     if teacher_logits is None or distill is None:
         return hard
     t = distill.temperature
-    soft = F.kl_div(
-        F.log_softmax(logits / t, dim=1), F.log_softmax(teacher_logits / t, dim=1), reduction="batchmean", log_target=True
-    )
+    student, teacher = F.log_softmax(logits / t, dim=1), F.log_softmax(teacher_logits / t, dim=1)
+    soft = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
     mixed: Tensor = torch.lerp(hard, soft * t * t, distill.alpha)
     return mixed

@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from headgate.checkpoint import Preprocess
 from headgate.errors import DataError, ModelError
-from headgate.train.augment import CIFAR10_NORMALISE, DIGITS_NORMALISE, Augment, Normalise, RandomCropFlip
-from headgate.train.data import Batch, ImageTensors, InMemoryLoader, load_in_memory
+from headgate.train.augment import (
+    CIFAR10_NORMALISE,
+    DIGITS_NORMALISE,
+    FANCY_PCA,
+    IMAGENET_NORMALISE,
+    Augment,
+    Normalise,
+    RandomCropFlip,
+)
+from headgate.train.data import Batch, InMemoryLoader, load_in_memory
 from headgate.train.recipe import Recipe
+from headgate.train.streaming import ImageSizes, StreamingLoader
 
 EVALUATION_BATCH = 250  # images per process
 CALIBRATION_IMAGES = 2000
 """Training images, without augmentation, that the budget is calibrated on after training."""
+
+
+class Loader(Protocol):
+    """What the loop needs of a loader: reproducible batches by epoch and step."""
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[int, Batch]]:
+        """Yield (step, (images, labels, index))."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,66 +46,101 @@ class Loaders:
     """Everything a run reads.
 
     Attributes:
-        train, test, calibration: each yields (step, (images, labels, index)) from `epoch(number, start_step)`.
+        train: augmented and shuffled.
         example_input: (1, c, h, w) zeros of the shape the network sees.
         preprocess: what maps images in [0, 1] to the network's input.
     """
 
-    train: InMemoryLoader
-    test: InMemoryLoader
-    calibration: InMemoryLoader
+    train: Loader
     example_input: Tensor
     preprocess: Preprocess
+    _test: Loader
+    _calibration: Loader
+    _test_batches: int | None
+
+    def test(self) -> Iterator[Batch]:
+        """The test split, or what the recipe's `eval_images` leaves of it."""
+        return (batch for _, batch in islice(self._test.epoch(0), self._test_batches))
+
+    def calibration(self) -> Iterator[Batch]:
+        """A fixed part of the training split, not augmented."""
+        batches = CALIBRATION_IMAGES // EVALUATION_BATCH
+        return (batch for _, batch in islice(self._calibration.epoch(0), batches))
 
 
 def make_loaders(recipe: Recipe, rank: int, world_size: int, device: torch.device) -> Loaders:
     """Open a recipe's dataset for process `rank` of `world_size`.
 
-    Raises: DataError: missing or unreadable data, or more classes than the network has.
+    Raises: DataError: missing or unreadable data, or another number of classes than the network has.
     """
-    channels = recipe.architecture.in_channels
-    train = load_in_memory(recipe.data.source, "train", channels=channels)
-    test = load_in_memory(recipe.data.source, "test", channels=channels)
-    if len(train.classes) != recipe.architecture.num_classes:
-        raise DataError(
-            f"{recipe.data.source} has {len(train.classes)} classes, the network {recipe.architecture.num_classes}; "
-            "build it with num_classes of the dataset"
-        )
-    normalise = CIFAR10_NORMALISE if channels == 3 else DIGITS_NORMALISE
+    config, evaluation_batch = recipe.data, EVALUATION_BATCH * world_size
+    share = {"rank": rank, "world_size": world_size}
+    train: Loader
+    test: Loader
+    calibration: Loader
+    if config.loading == "stream":
+        normalise = IMAGENET_NORMALISE
 
-    def loader(
-        data: ImageTensors, augment: Augment | None = None, *, shuffle: bool = False, batch_size: int
-    ) -> InMemoryLoader:
-        return InMemoryLoader(
-            data.to(device),
-            batch_size=batch_size,
+        def stream(split: str, *, training: bool) -> StreamingLoader:
+            return StreamingLoader(
+                config.source,
+                split,
+                train=training,
+                batch_size=recipe.batch_size if training else evaluation_batch,
+                sizes=ImageSizes(size=config.size),
+                normalise=normalise,
+                colour=FANCY_PCA if config.augment == "imagenet" else None,
+                device=device,
+                seed=recipe.seed,
+                num_workers=min(config.workers, len(os.sched_getaffinity(0))),
+                **share,
+            )
+
+        train, test = stream("train", training=True), stream("test", training=False)
+        calibration, classes = stream("train", training=False), train.classes
+        shape = (3, config.size, config.size)
+    else:
+        channels = recipe.architecture.in_channels
+        images = load_in_memory(config.source, "train", channels=channels).to(device)
+        test_images = load_in_memory(config.source, "test", channels=channels).to(device)
+        classes = images.classes
+        shape = (images.images.shape[1], images.images.shape[2], images.images.shape[3])
+        normalise = CIFAR10_NORMALISE if channels == 3 else DIGITS_NORMALISE
+        train = InMemoryLoader(
+            images,
+            batch_size=recipe.batch_size,
             normalise=normalise,
-            augment=augment,
+            augment=_augment(config.augment, shape[1]),
             seed=recipe.seed,
-            shuffle=shuffle,
-            rank=rank,
-            world_size=world_size,
-            drop_last=shuffle,
+            shuffle=True,
+            drop_last=True,
+            **share,
         )
-
-    augment: Augment | None = None
-    if recipe.data.augment in ("crop-flip", "crop"):
-        padding = max(1, train.images.shape[2] // 8)
-        augment = RandomCropFlip(padding=padding, mirror=recipe.data.augment == "crop-flip")
-    if recipe.eval_images is not None:
-        test = test.subset(torch.arange(min(recipe.eval_images, len(test))))
-    calibration = train.subset(torch.arange(min(CALIBRATION_IMAGES, len(train))))
+        test = InMemoryLoader(test_images, batch_size=evaluation_batch, normalise=normalise, **share)
+        calibration = InMemoryLoader(images, batch_size=evaluation_batch, normalise=normalise, **share)
+    if len(classes) != recipe.architecture.num_classes:
+        raise DataError(
+            f"{config.source} has {len(classes)} classes, the network {recipe.architecture.num_classes}; "
+            f"build the network with num_classes={len(classes)}"
+        )
     return Loaders(
-        train=loader(train, augment, shuffle=True, batch_size=recipe.batch_size),
-        test=loader(test, batch_size=EVALUATION_BATCH * world_size),
-        calibration=loader(calibration, batch_size=EVALUATION_BATCH * world_size),
-        example_input=torch.zeros(1, *train.images.shape[1:]),
-        preprocess=Preprocess(normalise.mean, normalise.std),
+        train=train,
+        example_input=torch.zeros(1, *shape),
+        preprocess=Preprocess(normalise.mean, normalise.std, input_size=shape[1:], classes=classes),
+        _test=test,
+        _calibration=calibration,
+        _test_batches=None if recipe.eval_images is None else -(-recipe.eval_images // evaluation_batch),
     )
 
 
-def test_batches(model: nn.Module, source: str, *, limit: int | None = None) -> Iterator[Batch]:
-    """The test split of a dataset, prepared as the model was trained.
+def _augment(kind: str, side: int) -> Augment | None:
+    if kind == "none":
+        return None
+    return RandomCropFlip(padding=max(1, side // 8), mirror=kind != "crop")  # 4 pixels at the paper's 32
+
+
+def evaluation_batches(model: nn.Module, source: str, *, limit: int | None = None) -> Iterator[Batch]:
+    """The test split of a small-image dataset, prepared as the model was trained.
 
     Args:
         model: loaded from a checkpoint, so that it knows its preprocessing.

@@ -56,9 +56,7 @@ def save_state(
         )
 
 
-def load_state(
-    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, recipe: dict[str, Any]
-) -> Progress:
+def load_state(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, recipe: dict[str, Any]) -> Progress:
     """Restore, in place, what `save_state` wrote.
 
     Raises: CheckpointError: missing, truncated or foreign file, or one of another recipe.
