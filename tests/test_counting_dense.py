@@ -1,4 +1,4 @@
-"""Dense layers, what is not counted, what is left behind: `count` on networks without gates, or whatever their gates."""
+"""`count` on dense layers, on what it cannot count, and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_what_is_not_counted_is_listed_and_adds_up() -> None:
 
 
 class Odd(nn.Module):
-    """A convolution that runs twice, a functional one, a transposed one, attention, a recurrent layer, an unused head."""
+    """A convolution that runs twice, a functional one, a transposed one, attention, a GRU, an unused head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,7 +143,9 @@ def test_a_convolution_that_pads_by_itself() -> None:
 
 def small(**options: object) -> nn.Sequential:
     gated = GatedConv2d(
-        nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), GateConfig(groups=2, **options)  # type: ignore[arg-type]
+        nn.Conv2d(8, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        GateConfig(groups=2, **options),  # type: ignore[arg-type]
     )
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), gated, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)

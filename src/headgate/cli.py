@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from tyro.conf import Positional
 
 from headgate.errors import CheckpointError, ConfigError, HeadgateError
 
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from headgate.train import Evaluation, Recipe
-
-Positional = tyro.conf.Positional
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Train:
         elastic: also train for a range of budgets: half-width of the random threshold offset.
         close_epochs: close the gates slowly, over so many epochs.
         groups, granularity, shuffle, norm: see GateConfig. Default: the recipe's.
-        width: of the network. Default: the recipe's.
+        width, num_classes: of the network. Default: the recipe's.
         epochs, batch_size, lr, seed, precision: Default: the recipe's.
         init_from: start from this dense checkpoint.
         teacher: distil from this dense checkpoint.
@@ -60,6 +60,7 @@ class Train:
     shuffle: bool | None = None
     norm: str | None = None
     width: int | None = None
+    num_classes: int | None = None
     epochs: int | None = None
     batch_size: int | None = None
     lr: float | None = None
@@ -94,7 +95,7 @@ class Train:
             **_given(epochs=self.epochs, batch_size=self.batch_size, seed=self.seed, precision=self.precision),
             data=replace(recipe.data, **_given(source=self.data)),
             optimiser=replace(recipe.optimiser, **_given(lr=self.lr)),
-            architecture=replace(recipe.architecture, **_given(width=self.width)),
+            architecture=replace(recipe.architecture, **_given(width=self.width, num_classes=self.num_classes)),
             init_from=None if self.init_from is None else str(self.init_from),
             distill=None if self.teacher is None else DistillConfig(teacher=str(self.teacher)),
         )
@@ -106,7 +107,7 @@ class Train:
         assert recipe.gate is not None
         assert recipe.budget is not None
         goal = _given(mac_reduction=self.mac_reduction, target=self.target, forced=self.forced)
-        unset = dict.fromkeys(("mac_reduction", "target", "forced")) if goal else {}
+        unset: dict[str, Any] = dict.fromkeys(("mac_reduction", "target", "forced")) if goal else {}
         gate = replace(
             recipe.gate,
             **_given(groups=self.groups, granularity=self.granularity, shuffle=self.shuffle, norm=self.norm),
@@ -220,7 +221,7 @@ class Demo:
         console.print(f"report: {write_report(gated.folder, dense=dense.folder)}")
 
 
-def _given(**options: object) -> dict[str, object]:
+def _given(**options: object) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
@@ -269,7 +270,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point of `headgate`. Returns the exit code: 0, 1 for an error of use, 130 when interrupted."""
     console = Console()
     command = tyro.cli(
-        Annotated[  # type: ignore[arg-type]  # tyro takes unions of subcommands
+        Annotated[
             Annotated[Train, tyro.conf.subcommand("train")]
             | Annotated[Eval, tyro.conf.subcommand("eval")]
             | Annotated[Report, tyro.conf.subcommand("report")]
@@ -284,10 +285,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         command.run(console)
     except HeadgateError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt as interrupt:
-        Console(stderr=True).print(str(interrupt) or "interrupted", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(escape(str(interrupt) or "interrupted"), highlight=False, soft_wrap=True)
         return 130
     return 0
 

@@ -275,7 +275,8 @@ class _Replacement:
     @classmethod
     def of(cls, conv: nn.Module | None, norm: nn.Module | None, config: GateConfig, two_sided: bool) -> _Replacement:
         assert isinstance(conv, nn.Conv2d)
-        gated = GatedConv2d(conv, norm, config, two_sided=two_sided)  # type: ignore[arg-type]  # SyncBatchNorm is none
+        assert norm is None or isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
+        gated = GatedConv2d(conv, norm, config, two_sided=two_sided)
         if norm is None:
             return cls(conv, None, gated, None)
         for sum_norm in (gated.final_norm, gated.partial_norm):

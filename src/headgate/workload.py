@@ -43,7 +43,7 @@ class LayerShape:
         name: the layer's name in its network.
         c_in, c_out: channels of the whole convolution.
         kernel, stride, dilation: (height, width).
-        padding: (height, width) on each side; on the larger one where they differ by one pixel.
+        padding: (height, width) on each side; on the larger one where padding "same" makes them differ by one pixel.
         conv_groups: groups of the dense convolution itself (c_in for a depthwise one), not of the gate.
         in_size, out_size: (height, width) of the input and output maps, without padding.
         groups: G = 1/η of the gate; 1 for a dense layer.
@@ -104,14 +104,16 @@ class LayerShape:
 
     def _check_out_size(self) -> None:
         for axis, side in enumerate(("height", "width")):
-            unpadded = self.in_size[axis] - self.dilation[axis] * (self.kernel[axis] - 1) - 1
-            padded = {unpadded + 2 * self.padding[axis], unpadded + max(2 * self.padding[axis] - 1, 0)}
-            expected = sorted(size // self.stride[axis] + 1 for size in padded)
+            size, step, pad = self.in_size[axis], self.stride[axis], self.padding[axis]
+            reach = self.dilation[axis] * (self.kernel[axis] - 1)
+            expected = {(size + 2 * pad - reach - 1) // step + 1}
+            if step == 1 and 2 * pad - 1 == reach:  # an even kernel with padding "same" has one pixel less on one side
+                expected.add(size)
             if self.out_size[axis] not in expected:
                 raise ShapeError(
-                    f"out_size must have the {side} {' or '.join(map(str, expected))} that in_size={self.in_size}, "
-                    f"kernel={self.kernel}, stride={self.stride}, padding={self.padding}, dilation={self.dilation} "
-                    f"give, got {self.out_size} for {self.name!r}"
+                    f"out_size must have the {side} {' or '.join(map(str, sorted(expected)))} that "
+                    f"in_size={self.in_size}, kernel={self.kernel}, stride={self.stride}, padding={self.padding}, "
+                    f"dilation={self.dilation} give, got {self.out_size} for {self.name!r}"
                 )
 
     @property

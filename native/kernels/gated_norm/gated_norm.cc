@@ -42,6 +42,7 @@ class Constants {
             const float* scale)
       : values_(9, shape.channels) {
     const int size = shape.channels / shape.groups;
+    const float unit = shape.slope * 1.44269504f;  // slope · log2(e)
     for (int c = 0; c < shape.channels; ++c) {
       const float rstd = partial_norm.rstd[c];
       values_[0][c] = final_norm.mean[c];
@@ -50,8 +51,8 @@ class Constants {
       values_[3][c] = partial_norm.mean[c];
       values_[4][c] = rstd * partial_norm.weight[c];
       values_[5][c] = partial_norm.bias[c];
-      values_[6][c] = shape.grouped ? scale[c / size] : rstd;
-      values_[7][c] = threshold[c / size];
+      values_[6][c] = (shape.grouped ? scale[c / size] : rstd) * unit;
+      values_[7][c] = threshold[c / size] * unit;
       values_[8][c] = rstd / static_cast<float>(size);
     }
   }
@@ -140,7 +141,6 @@ void gated_norm_backward(const GatedNormBackward& op, int threads) {
     a.rows = constants.rows(op, range, pixels, scratch);
     a.grad_output = op.grad_output, a.grad_output_stride = op.grad_output_stride;
     a.grad_counts = op.grad_counts;
-    a.exponent = -shape.slope * 1.44269504f;
     return a;
   };
 

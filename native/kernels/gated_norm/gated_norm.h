@@ -17,7 +17,8 @@ enum class Grouping {
 
 // A range of rows (pixels) of both sums, and what turns them into margins and outputs. With cf = f − mean_f and
 // cp = p − mean_p, the two candidates are cf · gain_f + bias_f and cp · gain_p + bias_p, and the margin is
-// cp · gain_score − threshold; if grouped, (the group's sum of cp · gain_member) · gain_score − threshold.
+// cp · gain_score − threshold; if grouped, (the group's sum of cp · gain_member) · gain_score − threshold. The margin is
+// in units that make 2^margin the surrogate sigmoid's exponential.
 struct GatedRows {
   const void* final_sum;
   const void* partial_sum;
@@ -47,7 +48,6 @@ struct GatedBackwardArgs {
   const void* grad_output;
   std::int64_t grad_output_stride;
   const float* grad_counts;  // (images, channels / group_size) or null
-  float exponent;            // −slope · log2(e)
   // Sums only:
   const void* output;  // for ReluGrad::output
   void* grad_residual;

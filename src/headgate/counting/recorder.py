@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -243,31 +243,40 @@ def _audit(
 ) -> Iterator[None]:
     """Report (module name, operator, MACs) of every matrix product or convolution outside the `counted` modules."""
     where: list[str] = []
-    depth = [0]
+    depth = 0
     known = {id(module) for module in counted}
+
+    def found(operation: str, macs: float | None) -> None:
+        report(where[-1] if where else "", operation, macs)
+
+    operators: AbstractContextManager[object] = _Operators(found)
 
     def enter(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, _args: Any) -> None:
+            nonlocal depth
             where.append(name)
-            depth[0] += id(module) in known
+            if id(module) in known:
+                if depth == 0:  # inside it runs what would run without an audit, fused operators too
+                    operators.__exit__(None, None, None)
+                depth += 1
 
         return hook
 
     def leave(module: nn.Module, _args: Any, _output: Any) -> None:
-        name = where.pop()
-        depth[0] -= id(module) in known
-        if isinstance(module, OPAQUE) and not depth[0]:
-            report(name, type(module).__name__, None)
-
-    def found(operation: str, macs: float) -> None:
-        if not depth[0]:
-            report(where[-1] if where else "", operation, macs)
+        nonlocal depth
+        if id(module) in known:
+            depth -= 1
+            if depth == 0:
+                operators.__enter__()
+        elif isinstance(module, OPAQUE) and depth == 0:
+            found(type(module).__name__, None)
+        where.pop()
 
     with ExitStack() as stack:
         for name, module in model.named_modules():
             stack.callback(module.register_forward_pre_hook(enter(name)).remove)
             stack.callback(module.register_forward_hook(leave, always_call=True).remove)
-        stack.enter_context(_Operators(found))
+        stack.enter_context(operators)
         yield
 
 
@@ -277,6 +286,10 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch l
     def __init__(self, found: Callable[[str, float], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.found = found
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled while it listens, and skipping would load the compiler: seconds
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -131,7 +131,8 @@ def trace(
         calls[name] = calls.get(name, 0) + 1
         key = name if calls[name] == 1 else f"{name}#{calls[name]}"
         shape = layer.layer_shape(key, observation.in_size, observation.out_size)
-        if observation.decision is not None:
+        if decisions:
+            assert observation.decision is not None
             part = GateTrace.from_decisions(shape, observation.decision.to(torch.bool).cpu().numpy())
         else:
             part = GateTrace(shape=shape, open_counts=observation.open_counts.round().to(torch.int32).cpu().numpy())

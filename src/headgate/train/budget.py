@@ -32,7 +32,7 @@ def set_offset_(model: nn.Module, offset: float) -> None:
 def fold_offset_(model: nn.Module) -> None:
     """Move the offset into the thresholds: decisions stay, and the dial starts at 0 again."""
     for layer in gated_layers(model).values():
-        layer.gate.threshold += layer.gate.offset
+        layer.gate.threshold.add_(layer.gate.offset)
         layer.gate.offset.zero_()
 
 

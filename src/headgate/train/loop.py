@@ -7,7 +7,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -96,7 +96,7 @@ class _Run:
         self.state_path = folder / STATE
         if not resume and self.state_path.exists():
             raise CheckpointError(f"{folder} holds a run already; resume it, or choose another folder")
-        self.accelerator = Accelerator(mixed_precision="bf16" if recipe.precision == "bf16" else "no")
+        self.accelerator = Accelerator(mixed_precision="no")  # `_autocast` is ours: accelerate's is one per process
         set_seed(recipe.seed)
         self.device = self.accelerator.device
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
@@ -225,14 +225,11 @@ class _Run:
         def keep(name: str, _layer: GatedConv2d, observation: Observation) -> None:
             open_counts[name] = observation.open_counts
 
-        if self.steering is None:
+        with observe(self.model, keep) if self.steering is not None else nullcontext(), self._autocast():
             logits = self.wrapped(images)
-        else:
-            with observe(self.model, keep):
-                logits = self.wrapped(images)
         teacher_logits = None
         if self.teacher is not None:
-            with torch.no_grad(), self.accelerator.autocast():
+            with torch.no_grad(), self._autocast():
                 teacher_logits = self.teacher(images).float()
         loss = task_loss(
             logits.float(),
@@ -263,6 +260,9 @@ class _Run:
                 layer.gate.threshold.clamp_(-THRESHOLD_LIMIT, THRESHOLD_LIMIT)
         value = float(self.accelerator.reduce(loss.detach(), "mean"))
         return value, logits.detach(), share, grad_norm
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
 
     def _set_gates(self, position: float, global_step: int) -> float:
         """Set offset and slope for this step; returns the elastic part of the offset."""
@@ -337,7 +337,7 @@ class _Run:
             "density": evaluation.counts.density,
             "torch": torch.__version__,
         }
-        self.model.preprocess = self.data.preprocess
+        self.model.preprocess = self.data.preprocess  # type: ignore[assignment]  # mypy: only tensors and modules
         save(self.model, self.folder / MODEL, metadata=summary)
         evaluation.counts.save(self.folder / COUNTS)
         with atomic_write(self.folder / SUMMARY) as temporary:

@@ -22,7 +22,7 @@ from headgate.train.augment import (
     Normalise,
     RandomCropFlip,
 )
-from headgate.train.data import Batch, InMemoryLoader, load_in_memory
+from headgate.train.data import Batch, ImageTensors, InMemoryLoader, load_in_memory
 from headgate.train.recipe import Recipe
 from headgate.train.streaming import ImageSizes, StreamingLoader
 
@@ -74,7 +74,6 @@ def make_loaders(recipe: Recipe, rank: int, world_size: int, device: torch.devic
     Raises: DataError: missing or unreadable data, or another number of classes than the network has.
     """
     config, evaluation_batch = recipe.data, EVALUATION_BATCH * world_size
-    share = {"rank": rank, "world_size": world_size}
     train: Loader
     test: Loader
     calibration: Loader
@@ -93,7 +92,8 @@ def make_loaders(recipe: Recipe, rank: int, world_size: int, device: torch.devic
                 device=device,
                 seed=recipe.seed,
                 num_workers=min(config.workers, len(os.sched_getaffinity(0))),
-                **share,
+                rank=rank,
+                world_size=world_size,
             )
 
         train, test = stream("train", training=True), stream("test", training=False)
@@ -114,10 +114,16 @@ def make_loaders(recipe: Recipe, rank: int, world_size: int, device: torch.devic
             seed=recipe.seed,
             shuffle=True,
             drop_last=True,
-            **share,
+            rank=rank,
+            world_size=world_size,
         )
-        test = InMemoryLoader(test_images, batch_size=evaluation_batch, normalise=normalise, **share)
-        calibration = InMemoryLoader(images, batch_size=evaluation_batch, normalise=normalise, **share)
+
+        def served(part: ImageTensors) -> InMemoryLoader:
+            return InMemoryLoader(
+                part, batch_size=evaluation_batch, normalise=normalise, rank=rank, world_size=world_size
+            )
+
+        test, calibration = served(test_images), served(images)
     if len(classes) != recipe.architecture.num_classes:
         raise DataError(
             f"{config.source} has {len(classes)} classes, the network {recipe.architecture.num_classes}; "

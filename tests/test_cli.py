@@ -1,0 +1,93 @@
+"""The command line: what it prints, its exit codes, and that errors of use come without a traceback."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from headgate import cli
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dense and a gated run on the digits."""
+    folder = tmp_path_factory.mktemp("runs")
+    common = ["train", "digits-cnn", "--epochs", "4", "--quiet"]
+    assert cli.main([*common, "--dense", "--out", str(folder / "dense")]) == 0
+    assert cli.main([*common, "--mac-reduction", "3", "--groups", "4", "--out", str(folder / "gated")]) == 0
+    return folder
+
+
+def test_train_eval_report(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["eval", str(runs / "gated"), "--data", "digits"]) == 0
+    shown = capsys.readouterr().out
+    assert "features.3" in shown
+    assert "MAC reduction" in shown
+
+    assert cli.main(["eval", str(runs / "gated" / "model.safetensors"), "--data", "digits", "--shift", "1"]) == 0
+    assert shown != capsys.readouterr().out
+
+    assert cli.main(["report", str(runs / "gated"), "--dense", str(runs / "dense")]) == 0
+    assert "report" in capsys.readouterr().out
+    assert list((runs / "gated" / "report").glob("*.html"))
+
+
+def test_train_resumes_a_finished_run_at_once(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--epochs", "4", "--mac-reduction", "3", "--groups", "4", "--out", str(runs / "gated"), "--quiet"]
+    assert cli.main(["train", "digits-cnn", *options]) == 0
+    assert "digits-cnn-activation" in capsys.readouterr().out
+
+
+def test_models_lists_recipes_and_architectures(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models"]) == 0
+    shown = capsys.readouterr().out
+    assert "resnet20-cifar10" in shown
+    assert "torchvision/" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "resnet21-cifar10"], "did you mean"),
+        (["train", "digits-cnn", "--mac-reduction", "9"], "mac_reduction must be below 8"),
+        (["train", "digits-cnn", "--mac-reduction", "3", "--target", "1"], "exactly one of"),
+        (["train", "digits-cnn", "--dense", "--groups", "4"], "--dense trains without gates"),
+        (["train", "digits-cnn", "--granularity", "pixel"], "granularity must be one of"),
+        (["train", "digits-cnn", "--groups", "0"], "groups must be an integer ≥ 1"),
+        (["train", "digits-cnn", "--groups", "1000"], "1000"),
+        (["train", "resnet20-cifar10", "--data", "/no/such/folder"], "/no/such/folder"),
+        (["train", "digits-cnn", "--init-from", "/no/such.safetensors"], "/no/such.safetensors"),
+        (["eval", "/no/such.safetensors", "--data", "digits"], "/no/such.safetensors"),
+        (["eval", "no-such-model", "--data", "digits"], "no-such-model"),
+        (["report", "/no/such/run"], "/no/such/run"),
+    ],
+)
+def test_errors_of_use_are_clear_and_leave_nothing(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ")
+    assert message in " ".join(shown.split())
+    assert "Traceback" not in shown
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_folder_without_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["eval", str(tmp_path), "--data", "digits"]) == 1
+    assert "holds no finished run" in capsys.readouterr().err
+
+
+def test_the_installed_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "headgate.cli", "--help"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    for command in ("train", "eval", "report", "models", "demo"):
+        assert command in done.stdout
