@@ -36,10 +36,9 @@ format: $(STAMP) ## let ruff format and mend what it can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP) ## run every benchmark, one after the other
-	@set -e; found=; for file in benchmarks/bench_*.py; do \
-	  test -e "$$file" || continue; found=1; echo "== $$file"; $(BIN)/python "$$file"; \
-	done; test -n "$$found" || { echo "make bench: no benchmarks/bench_*.py" >&2; exit 1; }
+bench: $(STAMP) ## time the training operators and a training step
+	$(BIN)/python benchmarks/training_op.py
+	$(BIN)/python benchmarks/training_step.py --json benchmarks/results/training_step.json
 
 clean: ## remove the environment, build products and caches; runs/ stays
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
