@@ -1,4 +1,4 @@
-"""The rules of `gate_`, its report, and rebuilding a gated model by name."""
+"""The rules of `gate_`, and its report."""
 
 from __future__ import annotations
 
@@ -8,63 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+from convert_networks import Net, net
 from torch import Tensor, nn
 
-from headgate.convert import GateReport, LayerReport, apply_structure_, gate_, gated_structure
-from headgate.errors import ConfigError, ModelError, ShapeError
-from headgate.nn import GateConfig, GatedConv2d, force_gates, gated_layers
-
-
-class Block(nn.Module):
-    """A user's residual block: functional activations, a linear bottleneck, squeeze and excite."""
-
-    def __init__(self, channels: int = 16) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
-        self.linear = nn.Conv2d(channels, channels, 1)
-        self.bn3 = nn.BatchNorm2d(channels)
-        self.squeeze = nn.Conv2d(channels, 4, 1)
-        self.excite = nn.Conv2d(4, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        x = torch.relu(self.bn2(self.conv2(y)) + x)
-        x = self.bn3(self.linear(F.silu(self.depthwise(x))))
-        scale = torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
-        return x * scale
-
-
-class Net(nn.Module):
-    """Stem, one block, a tail without a norm, a head with a sigmoid."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
-        self.block = Block()
-        self.tail = nn.Conv2d(16, 12, 3, stride=(2, 1), bias=True)
-        self.head = nn.Conv2d(12, 8, 1)
-        self.norm = nn.BatchNorm2d(8)
-        self.fc = nn.Linear(8, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.tail(self.block(self.stem(x))))
-        x = self.norm(self.head(x)).sigmoid()
-        return self.fc(x.mean((2, 3)))
-
-
-def net(dtype: torch.dtype = torch.float64) -> Net:
-    model = Net()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias)
-            module.running_mean, module.running_var = torch.randn_like(module.bias), torch.rand_like(module.bias) + 0.5
-    return model.to(dtype).eval()
+from headgate.convert import GateReport, LayerReport, gate_, gated_structure
+from headgate.errors import ConfigError, ModelError
+from headgate.nn import GateConfig, force_gates, gated_layers
 
 
 def layer(report: GateReport, name: str) -> LayerReport:
@@ -305,115 +254,3 @@ def test_a_model_with_nothing_to_gate_is_unchanged_and_says_so() -> None:
     assert not report.gated
     assert str(report).startswith("Sequential: 0 of 1 convolutions gated; nothing to gate, the model is unchanged")
     assert type(model[0]) is nn.Conv2d
-
-
-# ----------------------------------------------------------------------------------------------------- special modules
-
-
-def test_aliases_are_all_replaced() -> None:
-    model = net()
-    model.alias, model.norms = model.block.conv1, nn.ModuleList([model.block.bn1])
-    gate_(model)
-    assert model.alias is model.block.conv1
-    assert isinstance(model.alias, GatedConv2d)
-    assert model.norms[0] is model.block.bn1
-    assert isinstance(model.norms[0], nn.Identity)
-
-
-def test_synchronised_norms_stay_synchronised() -> None:
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(net())
-    gate_(model, GateConfig(groups=4))
-    gated = gated_layers(model)
-    assert gated["tail"].final_norm is None
-    head = gated["head"]
-    assert head.final_norm is not None
-    assert head.partial_norm is not None
-    assert head.final_norm.sync
-    assert head.partial_norm.sync
-    assert head.gate.sync
-
-
-def test_the_activation_inside_timms_norm_survives() -> None:
-    layers = pytest.importorskip("timm.layers")
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), layers.BatchNormAct2d(8, act_layer=nn.PReLU), nn.Conv2d(8, 8, 1)
-    )
-    dense, x = copy.deepcopy(model).eval(), torch.randn(1, 3, 5, 5)
-    report = gate_(model.eval(), GateConfig(groups=2))
-    assert layer(report, "1").activation == "prelu"
-    assert model[2].act.weight.requires_grad
-    assert "2.act.weight" in model.state_dict()
-    with force_gates(model, "open"):
-        torch.testing.assert_close(model(x), dense(x))
-
-
-# ----------------------------------------------------------------------------------------------------------- structure
-
-
-def test_structure_rebuilds_a_model_by_name() -> None:
-    model = net()
-    gate_(model, GateConfig(groups=8, norm="shared", slope=3.0, exclude=("block.conv2",)))
-    structure = json.loads(json.dumps(gated_structure(model)))
-    assert structure["config"]["exclude"] == ["block.conv2"]
-    assert structure["layers"] == {
-        "block.conv1": {"groups": 8, "two_sided": False, "norm": "block.bn1"},
-        "tail": {"groups": 4, "two_sided": False, "norm": None},
-        "head": {"groups": 4, "two_sided": True, "norm": "norm"},
-    }
-    again = net()
-    apply_structure_(again, structure)
-    again.load_state_dict(model.state_dict())
-    x = torch.randn(2, 3, 9, 9, dtype=torch.float64)
-    assert torch.equal(again(x), model(x))
-    assert gated_structure(again) == structure
-    assert [x.config for x in gated_layers(again).values()] == [x.config for x in gated_layers(model).values()]
-
-
-def test_structure_of_a_copied_or_wrapped_or_partly_gated_model() -> None:
-    model = nn.ModuleDict({"a": net(), "b": net()})
-    gate_(model["a"], GateConfig(groups=4))
-    gate_(model["b"], GateConfig(groups=4, granularity="channel"))
-    structure = gated_structure(copy.deepcopy(model))
-    assert structure["layers"]["a.head"] == {"groups": 4, "two_sided": True, "norm": "a.norm"}
-    assert structure["layers"]["b.head"]["config"] == {"granularity": "channel"}
-    again = nn.ModuleDict({"a": net(), "b": net()})
-    apply_structure_(again, structure)
-    assert gated_structure(again) == structure
-
-
-def test_structure_of_a_dense_model_is_refused() -> None:
-    with pytest.raises(ModelError, match="call gate_ first"):
-        gated_structure(net())
-
-
-def edit(**layers: Any) -> dict[str, Any]:
-    model = net()
-    gate_(model, GateConfig(groups=4))
-    structure = gated_structure(model)
-    structure["layers"] |= {name.replace("_", "."): entry for name, entry in layers.items()}
-    return structure
-
-
-@pytest.mark.parametrize(
-    ("structure", "error", "message"),
-    [
-        ({"layers": {}}, ConfigError, "structure must be what gated_structure returns"),
-        ({"config": {"colour": 1}, "layers": {"tail": {"groups": 1}}}, ConfigError, "colour"),
-        (edit(block_conv9={"groups": 4, "two_sided": False, "norm": None}), ModelError, "named 'block.conv9'.*near it"),
-        (
-            edit(norm={"groups": 4, "two_sided": False, "norm": None}),
-            ModelError,
-            "'norm' must be a Conv2d, got BatchNo",
-        ),
-        (edit(tail={"groups": 4, "two_sided": False, "norm": "fc"}), ModelError, "'fc' must be a BatchNorm2d, got Lin"),
-        (edit(tail={"groups": 5, "two_sided": False, "norm": None}), ShapeError, "groups=5 for 16 input"),
-    ],
-)
-def test_structures_that_do_not_fit_leave_the_model_untouched(
-    structure: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    model = net()
-    with pytest.raises(error, match=message):
-        apply_structure_(model, structure)
-    assert not gated_layers(model)
-    assert isinstance(model.norm, nn.BatchNorm2d)

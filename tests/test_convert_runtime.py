@@ -19,6 +19,11 @@ from headgate.fusion import fuse, set_sync_
 from headgate.nn import GateConfig, gated_layers, observe, threshold_loss
 
 GRANULARITIES = ("activation", "group", "channel", "l1norm", "fc")
+SCALED = ("group", "channel")
+STALE = pytest.mark.xfail(
+    reason="AOTAutograd reads the scores' running variance again in the backward pass, after it was updated "
+    "(pytorch/pytorch#197039)"
+)
 TOLERANCE = 1e-9  # float64; the same decisions, other orders of summation
 
 
@@ -51,6 +56,13 @@ def image(n: int = 2, dtype: torch.dtype = torch.float64, size: int = 10) -> Ten
     return torch.randn(n, 3, size, size, dtype=dtype)
 
 
+def same_gradients(model: nn.Module, twin: nn.Module) -> None:
+    for (name, a), b in zip(model.named_parameters(), twin.parameters(), strict=True):
+        assert a.grad is not None, name
+        assert b.grad is not None
+        assert (a.grad - b.grad).abs().max() <= TOLERANCE * max(1.0, b.grad.abs().max().item()), name
+
+
 def loss(model: nn.Module, x: Tensor) -> Tensor:
     return model(x).square().sum() + threshold_loss(model, 1.0)
 
@@ -61,27 +73,42 @@ def _forget_compiled_code() -> Iterator[None]:
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_compiles_without_a_graph_break(granularity: Any, training: bool) -> None:
-    model = gated(granularity).train(training)
+def tiny(granularity: Any) -> nn.Module:
+    """One gated layer, because compilers take their time."""
+    layers = (nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+    model = nn.Sequential(*layers)
+    gate_(model, GateConfig(groups=4, granularity=granularity))
+    return model.double()
+
+
+@pytest.mark.parametrize("granularity", [pytest.param(g, marks=STALE) if g in SCALED else g for g in GRANULARITIES])
+def test_compiled_training_has_the_same_gradients(granularity: Any) -> None:
+    model = tiny(granularity).train()
     twin, x = copy.deepcopy(model), image()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    assert (compiled(x) - twin(x)).abs().max() < TOLERANCE
-    if training:
-        compiled(x).square().sum().backward()
-        twin(x).square().sum().backward()
-        for (name, a), b in zip(model.named_parameters(), twin.parameters(), strict=True):
-            assert a.grad is not None, name
-            assert b.grad is not None
-            assert (a.grad - b.grad).abs().max() <= TOLERANCE * max(1.0, b.grad.abs().max().item()), name
+    for _ in range(2):
+        output, expected = compiled(x), twin(x)
+        assert (output - expected).abs().max() < TOLERANCE
+        output.square().sum().backward()
+        expected.square().sum().backward()
+    same_gradients(model, twin)
 
 
-def test_a_fused_model_compiles_without_a_graph_break() -> None:
-    model = gated().train()
+def test_compiled_fused_training_has_the_same_gradients() -> None:
+    model = tiny("activation").train()
     twin, x = copy.deepcopy(model), image()
-    compiled = torch.compile(fuse(model), backend="aot_eager", fullgraph=True)
-    assert (compiled(x) - twin(x)).abs().max() < TOLERANCE
+    torch.compile(fuse(model), backend="aot_eager", fullgraph=True)(x).square().sum().backward()
+    twin(x).square().sum().backward()
+    same_gradients(model, twin)
+
+
+def test_compiles_for_inference_and_observers_are_silent() -> None:
+    model, x, seen = tiny("activation").eval(), image(), list[str]()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with torch.no_grad(), observe(model, lambda name, *_: seen.append(name)):
+        output = compiled(x)
+        assert seen == []
+        assert (output - model(x)).abs().max() < TOLERANCE
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
@@ -171,10 +198,7 @@ def test_trains_under_ddp(one_process: None, fused: bool) -> None:
     wrapped = nn.parallel.DistributedDataParallel(fuse(model) if fused else model)
     loss(wrapped, x).backward()
     loss(twin, x).backward()
-    for (name, a), b in zip(model.named_parameters(), twin.parameters(), strict=True):
-        assert a.grad is not None, name
-        assert b.grad is not None
-        assert (a.grad - b.grad).abs().max() <= TOLERANCE * max(1.0, b.grad.abs().max().item()), name
+    same_gradients(model, twin)
     with pytest.raises(Exception, match=r"inside DistributedDataParallel; use model\.module"):
         fuse(wrapped)
 
@@ -215,25 +239,3 @@ def test_two_processes_with_synchronised_statistics_equal_one(tmp_path: Path) ->
         for name, parameter in model.named_parameters():
             bound = TOLERANCE * max(1.0, parameter.grad.abs().max().item())  # type: ignore[union-attr]
             assert (saved[0][2][name] - parameter.grad).abs().max() < bound, (granularity, name)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # inside torch
-def test_inductor_compiles_a_training_step() -> None:
-    model = gated("activation", torch.float64).train()
-    twin, x = copy.deepcopy(model), image()
-    compiled = torch.compile(fuse(model), fullgraph=True)
-    compiled(x).square().sum().backward()
-    twin(x).square().sum().backward()
-    for (name, a), b in zip(model.named_parameters(), twin.parameters(), strict=True):
-        assert a.grad is not None, name
-        assert b.grad is not None
-        assert (a.grad - b.grad).abs().max() <= TOLERANCE * max(1.0, b.grad.abs().max().item()), name
-
-
-def test_observers_are_silent_under_compile() -> None:
-    model, seen = gated(), list[str]()
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    with observe(model, lambda name, *_: seen.append(name)):
-        compiled(image())
-    assert seen == []

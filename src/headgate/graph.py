@@ -163,6 +163,7 @@ class _Reader:
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self.graph = graph
         self.calls = Counter(id(self.modules[str(n.target)]) for n in graph.nodes if n.op == "call_module")
+        self.attributes = [node for node in graph.nodes if node.op == "get_attr"]
         self.below_conv: set[fx.Node] = set()
         self.pooled: set[fx.Node] = set()
 
@@ -251,6 +252,8 @@ class _Reader:
         problem = norm_obstacle(norm)
         if problem is None and self.calls[id(norm)] > 1:
             problem = f"its {type(norm).__name__} is shared by {self.calls[id(norm)]} calls"
+        if problem is None and any(str(n.target).startswith(f"{users[0].target}.") for n in self.attributes):
+            problem = f"the parameters of its {type(norm).__name__} are used elsewhere too"
         return (None, problem) if problem else (users[0], None)
 
     def _behind(self, node: fx.Node, *, adds: bool) -> _Behind:

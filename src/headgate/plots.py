@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
@@ -59,6 +59,7 @@ _STYLE: Final[Any] = (
 )
 
 _SCALE: Final = matplotlib.colormaps["viridis"]
+_LAID: Final = ListedColormap(STRENGTH * _SCALE(np.linspace(0, 1, 256)) + (1 - STRENGTH) * np.array([0.5, 0.5, 0.5, 1]))
 
 
 def _house_style(draw: Callable[P, T]) -> Callable[P, T]:
@@ -85,18 +86,11 @@ def _figure(height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def _laid_out(figure: Figure) -> Figure:
-    """The figure with its layout computed, once for all formats."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    return figure
-
-
 @_house_style
 def to_png(figure: Figure, *, dpi: int = 200) -> bytes:
     """The figure on white, as a PNG."""
     buffer = io.BytesIO()
-    _laid_out(figure).savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -104,24 +98,24 @@ def to_png(figure: Figure, *, dpi: int = 200) -> bytes:
 def to_svg(figure: Figure) -> str:
     """The figure on nothing, as an SVG with its text as text and without a date."""
     buffer = io.StringIO()
-    _laid_out(figure).savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return buffer.getvalue()
 
 
-def _head(axes: Axes, title: str) -> None:
-    """Title, and below it, above the axes, a legend in one row, or in two where it is long."""
+def _finish(figure: Figure, axes: Axes, title: str) -> Figure:
+    """Fix the layout, and put above it, from the left edge, the title and a legend in one row or, if long, in two."""
     handles, labels = axes.get_legend_handles_labels()
-    rows = 2 if sum(len(label) + 5 for label in labels) > 62 else min(len(labels), 1)
-    axes.set_title(title, pad=8 + 15 * rows)
+    rows = 2 if sum(len(label) + 5 for label in labels) > 66 else min(len(labels), 1)
+    axes.set_title(title, pad=8 + 15 * rows)  # holds their space
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    box = axes.get_position()
+    left = (0.015 - box.x0) / box.width
+    axes.set_title(title, pad=8 + 15 * rows, x=left)
     if labels:
-        axes.legend(
-            handles,
-            labels,
-            loc="lower left",
-            bbox_to_anchor=(-0.02, 1),
-            ncols=-(-len(labels) // rows),
-            borderaxespad=0.2,
-        )
+        columns = -(-len(labels) // rows)
+        axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(left, 1), ncols=columns, borderaxespad=0.1)
+    return figure
 
 
 def _ticks(count: int, *, integer: bool = False) -> MaxNLocator:
@@ -167,7 +161,8 @@ def _curves(axes: Axes, metrics: Metrics, name: str, unit: str, scale: float = 1
     axes.set_xlabel("epoch" if any("epoch" in line for line in metrics) else "step")
     axes.xaxis.set_major_locator(_ticks(7, integer=True))
     axes.yaxis.set_major_locator(_ticks(5))
-    axes.margins(x=0.02)
+    last = max((line.get("epoch", line["step"]) for line in metrics), default=1)
+    axes.set_xlim(-0.02 * last, 1.02 * last)
 
 
 def _reference(axes: Axes, level: float, label: str) -> None:
@@ -180,8 +175,7 @@ def loss_curve(metrics: Metrics) -> Figure:
     figure, axes = _figure(2.7)
     _curves(axes, metrics, "loss", "loss")
     axes.set_ylim(bottom=0)
-    _head(axes, "Loss")
-    return figure
+    return _finish(figure, axes, "Loss")
 
 
 @_house_style
@@ -190,11 +184,10 @@ def accuracy_curve(metrics: Metrics, dense: float | None = None) -> Figure:
     figure, axes = _figure(2.7)
     _curves(axes, metrics, "accuracy", "top-1, %", scale=100)
     values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines] or [np.zeros(1)])
-    axes.set_ylim(bottom=max(0.0, float(np.percentile(values, 15)) - 25))  # the first epochs may leave the frame
     if dense is not None:
         _reference(axes, 100 * dense, f"dense: {100 * dense:.2f} %")
-    _head(axes, "Accuracy")
-    return figure
+    axes.set_ylim(bottom=max(0.0, float(np.percentile(values, 15)) - 25))  # the first epochs may leave the frame
+    return _finish(figure, axes, "Accuracy")
 
 
 @_house_style
@@ -206,8 +199,7 @@ def reduction_curve(metrics: Metrics, target: float | None = None) -> Figure:
         _reference(axes, target, f"asked for: {target:g}×")
     axes.set_ylim(bottom=min(1.0, axes.get_ylim()[0]))
     axes.yaxis.set_major_formatter(_TIMES)
-    _head(axes, "MAC reduction of the gated layers")
-    return figure
+    return _finish(figure, axes, "MAC reduction of the gated layers")
 
 
 @_house_style
@@ -220,9 +212,8 @@ def density_curve(metrics: Metrics) -> Figure:
     lower.yaxis.set_major_locator(_ticks(3))
     upper.set_ylim(bottom=0)
     upper.set_xlabel("")
-    _head(upper, "Density, and the threshold offset T that steers it")
     figure.align_ylabels()
-    return figure
+    return _finish(figure, upper, "Density, and the threshold offset T that steers it")
 
 
 # ------------------------------------------------------------- layers and paths
@@ -254,8 +245,7 @@ def macs_by_path(records: Sequence[LayerRecord]) -> Figure:
     _rows(axes, ("dense", "gated"))
     axes.set_xlim(0, 1.12 * max(dense / divisor, left))
     axes.set_xlabel(f"MACs per image{unit}")
-    _head(axes, "Where the MACs of an image go")
-    return figure
+    return _finish(figure, axes, "Where the MACs of an image go")
 
 
 def _layer_rows(records: Sequence[LayerRecord]) -> tuple[Figure, Axes]:
@@ -288,8 +278,7 @@ def macs_by_layer(records: Sequence[LayerRecord]) -> Figure:
             axes.annotate(saved, at, (3, 0), textcoords="offset points", va="center", size=8)
     axes.set_xlim(0, 1.12 * max(dense.max(), left.max()))
     axes.set_xlabel(f"MACs per image{unit}")
-    _head(axes, "MACs by layer")
-    return figure
+    return _finish(figure, axes, "MACs by layer")
 
 
 _KERNELS: Final = (("3×3", "o", BLUE), ("1×1", "D", VERMILION), ("other kernels", "s", GREEN))
@@ -312,9 +301,8 @@ def channels_used(records: Sequence[LayerRecord]) -> Figure:
         if not record.shape.gated:
             axes.text(1, row, "not gated: all ", transform=axes.get_yaxis_transform(), ha="right", va="center", size=8)
     axes.set_xlim(0, min(103, max(40, 1.3 * max((used[row] for row in gated), default=100))))
-    axes.set_xlabel("input channels that an output is computed from, %")
-    _head(axes, "Channels used by layer")
-    return figure
+    axes.set_xlabel("input channels used, %")
+    return _finish(figure, axes, "Channels used by layer")
 
 
 def _kernel(record: LayerRecord) -> str:
@@ -340,8 +328,7 @@ def reduction_histogram(reductions: NDArray[np.float64]) -> Figure:
     axes.xaxis.set_major_locator(_ticks(7))
     axes.yaxis.set_major_locator(_ticks(5, integer=True))
     axes.grid(axis="x", visible=False)
-    _head(axes, "MAC reduction, image by image")
-    return figure
+    return _finish(figure, axes, "MAC reduction, image by image")
 
 
 @_house_style
@@ -365,8 +352,7 @@ def reduction_by_class(
     _rows(axes, [str(classes[i]) for i in order])
     axes.set_xlabel("MAC reduction, gated layers")
     axes.xaxis.set_major_formatter(_TIMES)
-    _head(axes, "MAC reduction by class")
-    return figure
+    return _finish(figure, axes, "MAC reduction by class")
 
 
 def overlay(image: NDArray[np.uint8], share: NDArray[np.float64], top: float) -> NDArray[np.uint8]:
@@ -379,7 +365,7 @@ def overlay(image: NDArray[np.uint8], share: NDArray[np.float64], top: float) ->
 
 def scale_css() -> str:
     """The scale of `overlay` over mid grey, from 0 upwards, as the colours of a CSS gradient."""
-    stops = _SCALE(np.linspace(0, 1, 9))[:, :3] * STRENGTH + (1 - STRENGTH) * 0.5
+    stops = _LAID(np.linspace(0, 1, 9))[:, :3]
     return ", ".join(f"rgb({', '.join(str(round(255 * part)) for part in stop)})" for stop in stops)
 
 
@@ -399,6 +385,6 @@ def image_grid(
             axes.set_title(caption, fontsize=8, fontweight="normal", loc="center", pad=2)
         axes_row[0].text(-0.1, 0.5, name, transform=axes_row[0].transAxes, ha="right", va="center", fontsize=8.5)
     if top:
-        mapped = ScalarMappable(Normalize(0, 100 * top), _SCALE)
+        mapped = ScalarMappable(Normalize(0, 100 * top), _LAID)
         figure.colorbar(mapped, ax=grid, location="bottom", shrink=0.6, aspect=40, label="open decisions, %")
     return figure

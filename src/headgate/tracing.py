@@ -64,7 +64,9 @@ class Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, (GatedConv2d, _ConvNd, _NormBase, nn.GroupNorm, nn.LayerNorm, *self.leaf_classes)):
             return True
-        if type(m).__module__.startswith(("timm.layers", "torchvision.ops")):
+        if type(m).__name__ == "FrozenBatchNorm2d":
+            return True
+        if type(m).__module__.startswith("timm.layers"):
             return next(m.children(), None) is None
         return super().is_leaf_module(m, module_qualified_name)
 
@@ -134,6 +136,8 @@ class Tracer(fx.Tracer):
         positional = [name for name, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD]
         if self.example is not None:
             self.inputs = dict(zip(positional, self.example, strict=False))
+        elif all(p.default is not inspect.Parameter.empty for p in parameters.values()):
+            self.inputs = dict.fromkeys(positional[:1])  # every argument is optional: the first is the image
         plain = (bool, int, float, str, type(None))
         defaults = {
             name: p.default
@@ -178,10 +182,10 @@ def trace(model: nn.Module, example: tuple[Any, ...] | None = None) -> fx.Graph:
         remedy = "make that code traceable, wrap a data-dependent function with torch.fx.wrap, or gate a submodule"
         if example is None:
             remedy = "pass example_input, so that shapes and branches are known; or " + remedy
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        problem = (str(error).strip() or "no message").splitlines()[0].split(". ")[0][:200]
         raise ModelError(
             f"model must be traceable by torch.fx, got {type(model).__name__}, which fails in {where} with "
-            f"{type(error).__name__}: {first_line}; {remedy}"
+            f"{type(error).__name__}: {problem}; {remedy}"
         ) from error
     finally:
         for name in set(model.__dict__) - attributes:  # constants that fx stows away on its root

@@ -36,7 +36,7 @@ def convolve(x: Array, weight: Array, bias: Array | None, layer: Any, groups: in
     """One output channel and one kernel tap at a time."""
     (top, bottom), (left, right) = padding_of(layer)
     x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
-    n, c_in, height, width = x.shape
+    n, _, height, width = x.shape
     c_out, per_group, kh, kw = weight.shape
     (sh, sw), (dh, dw) = layer.stride, layer.dilation
     out_h, out_w = (height - dh * (kh - 1) - 1) // sh + 1, (width - dw * (kw - 1) - 1) // sw + 1

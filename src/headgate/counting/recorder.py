@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from headgate.counting.arithmetic import Work, work
 from headgate.counting.layers import PER_IMAGE, LayerCounts, Uncounted
@@ -284,8 +283,11 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch l
     """Sees every operator that reaches torch's dispatcher, and tells of those that torch counts FLOPs for."""
 
     def __init__(self, found: Callable[[str, float], None]) -> None:
+        from torch.utils.flop_counter import flop_registry  # loads Triton, which `import headgate` must not
+
         super().__init__()  # type: ignore[no-untyped-call]
         self.found = found
+        self.flops = flop_registry
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -293,7 +295,7 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch l
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        flops = flop_registry.get(func._overloadpacket)
+        flops = self.flops.get(func._overloadpacket)
         if flops is None:
             with self:
                 parts = func.decompose(*args, **kwargs)

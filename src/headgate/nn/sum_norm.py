@@ -61,6 +61,8 @@ class SumNorm(nn.Module):
         if self.weight is not None and self.bias is not None and norm.weight is not None:
             self.weight.copy_(norm.weight)
             self.bias.copy_(norm.bias)
+            self.weight.requires_grad_(norm.weight.requires_grad)
+            self.bias.requires_grad_(norm.bias.requires_grad)
 
     def extra_repr(self) -> str:
         return f"{len(self.running_mean)}, affine={self.weight is not None}, momentum={self.momentum}, eps={self.eps}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -42,35 +43,42 @@ def available() -> bool:
     return module() is not None
 
 
-def serves(maps: tuple[Tensor | None, ...], norms: tuple[BatchNorm, ...], vectors: tuple[Tensor | None, ...]) -> bool:
+def serves(
+    maps: tuple[Tensor | None, ...],
+    channels: int,
+    norms: tuple[BatchNorm, ...],
+    decision: tuple[Tensor | None, ...] = (),
+) -> bool:
     """Whether the native operators compute this call exactly as specified.
 
     Args:
-        maps: (n, c, h, w) tensors, the first of which sets the dtype; None for absent.
+        maps: (n, _, h, w) tensors, the first of which sets the dtype; None for absent.
+        channels: of the output, and of every norm.
         norms: each with an affine part, and not synchronised over processes.
-        vectors: other per-channel tensors.
+        decision: vectors of one length, a value per decision.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return False
     first = maps[0]
-    if type(first) is not torch.Tensor or first.dtype not in _DTYPES or first.numel() == 0:
+    if type(first) is not Tensor or first.dtype not in _DTYPES or first.dim() != 4 or first.numel() == 0:
         return False
     # Modes (fake tensors, make_fx, …) and functorch transforms want to see torch's own operators.
     if torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.maybe_current_level() is not None:
         return False
     for x in maps:
-        if x is not None and not (type(x) is torch.Tensor and x.is_cpu and x.dtype == first.dtype):
+        if x is not None and not (type(x) is Tensor and x.is_cpu and x.dtype == first.dtype):
             return False
     for norm in norms:
-        if norm.sync or not (_plain(norm.weight) and _plain(norm.bias)):
+        if norm.sync or norm.weight is None or norm.bias is None:
             return False
-        if not (_plain(norm.running_mean) and _plain(norm.running_var)):
+        if not all(_plain(x, channels) for x in norm[:4] if isinstance(x, Tensor)):
             return False
-    return all(x is None or _plain(x) for x in vectors) and available()
+    lengths = {len(x) for x in decision if x is not None}
+    return all(_plain(x, min(lengths)) for x in decision if x is not None) and available()
 
 
-def _plain(x: Tensor | None) -> bool:
-    return x is not None and x.is_cpu and x.dtype == torch.float32 and x.is_contiguous()
+def _plain(x: Tensor, length: int) -> bool:
+    return x.is_cpu and x.dtype == torch.float32 and x.shape == (length,) and x.is_contiguous()
 
 
 def _pixel_stride(x: Tensor) -> int | None:
@@ -83,7 +91,7 @@ def _pixel_stride(x: Tensor) -> int | None:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """`x` itself where the native operators can walk it (a channel slice of a channels-last tensor too), else a copy."""
+    """`x` itself where the native operators can walk it, as channel slices of channels-last tensors; else a copy."""
     return x if _pixel_stride(x) is not None else x.contiguous(memory_format=torch.channels_last)
 
 
@@ -96,8 +104,8 @@ def view(x: Tensor | None) -> tuple[int, int]:
     return x.data_ptr(), stride
 
 
-def empty_map(n: int, c: int, h: int, w: int, dtype: torch.dtype) -> Tensor:
-    return torch.empty((n, c, h, w), dtype=dtype, memory_format=torch.channels_last)
+def empty_map(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.empty(tuple(shape), dtype=dtype, memory_format=torch.channels_last)
 
 
 def touched(*tensors: Tensor | None) -> None:

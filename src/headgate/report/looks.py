@@ -43,13 +43,10 @@ def costs(run: Run, sample: Sample | str, gallery: Gallery) -> dict[str, Any]:
     from headgate import plots
 
     executed = run.counts.by_image()
-    if executed.min() == executed.max():
-        return {"same": True, "reduction": times(run.counts.mac_reduction)}
     reductions = run.counts.dense_macs / np.maximum(executed, 1)
     low, high = float(reductions.min()), float(reductions.max())
     label = f"Histogram of the MAC reduction of {len(reductions)} images: {times(low)} to {times(high)}."
     context: dict[str, Any] = {
-        "same": False,
         "images": len(reductions),
         "low": times(low),
         "high": times(high),
@@ -62,7 +59,10 @@ def costs(run: Run, sample: Sample | str, gallery: Gallery) -> dict[str, Any]:
     figure = plots.reduction_by_class(sample.reductions, sample.labels, sample.data.classes)
     classes = _class_cards(sample)
     if classes:
-        rows = [(name, [(thumb, f"{kind} {number}") for thumb, number, kind, _ in pair]) for name, pair in classes]
+        rows = [
+            (kind, [(pair[i][0], f"{name}\n{pair[i][1]}") for name, pair in classes])
+            for i, kind in enumerate(("cheapest", "dearest"))
+        ]
         gallery.keep("images", plots.image_grid(rows))
     return context | {
         "missing": None,
@@ -123,7 +123,7 @@ def maps(sample: Sample | str, gallery: Gallery) -> dict[str, Any]:
     layers = decision_maps(sample, [image for _, image in chosen])
     if not layers:
         return {
-            "missing": "Its gates decide for whole channels, not pixel by pixel: there is nothing to lay over an image."
+            "missing": "its gates decide for whole channels, not pixel by pixel, so nothing can be laid over an image"
         }
     top = _top(layers)
     rows = []
@@ -132,11 +132,11 @@ def maps(sample: Sample | str, gallery: Gallery) -> dict[str, Any]:
         under = enlarged(stored, MAP, smooth=True)
         laid = [plots.overlay(under, smoothed(layer.shares[i], under), top) for layer in layers]
         rows.append((kind, image, [enlarged(stored, MAP), *laid]))
-    heads = ["the image", *(_head(layer) for layer in layers)]
+    heads = ["the image", *(layer.name if layer.size is None else f"{layer.name}, {_size(layer)}" for layer in layers)]
     grid = [
         (
             f"{kind}\n{sample.class_name(int(sample.labels[image]))}",
-            list(zip(pictures, heads if i == 0 else [""] * len(heads), strict=True)),
+            [(picture, heads[j].replace(", ", "\n") if i == 0 else "") for j, picture in enumerate(pictures)],
         )
         for i, (kind, image, pictures) in enumerate(rows)
     ]
@@ -145,13 +145,13 @@ def maps(sample: Sample | str, gallery: Gallery) -> dict[str, Any]:
         "missing": None,
         "columns": heads,
         "rows": [_map_row(sample, kind, image, pictures, layers, i) for i, (kind, image, pictures) in enumerate(rows)],
-        "top": percent(top, 0),
+        "top": percent(top, 0) + (" or more" if top < 1 else ""),
         "gradient": plots.scale_css(),
     }
 
 
-def _head(layer: DecisionMap) -> str:
-    return layer.name if layer.size is None else f"{layer.name}, {layer.size[0]}×{layer.size[1]}"
+def _size(layer: DecisionMap) -> str:
+    return "" if layer.size is None else "×".join(map(str, layer.size))
 
 
 def _map_row(

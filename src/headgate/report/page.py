@@ -46,7 +46,7 @@ def write_report(
     counterpart = read_dense(finished, dense)
     folder = Path(out) if out is not None else finished.folder / "report"
     gallery = Gallery()
-    sample = try_sample(finished, data, images) if finished.gated else ""
+    sample = try_sample(finished, data, images) if finished.answers else ""
     template = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string(importlib.resources.files("headgate.report").joinpath("template.html").read_text("utf-8"))
@@ -54,8 +54,9 @@ def write_report(
         gated=finished.gated,
         headline=sections.headline(finished, counterpart, gallery),
         layers=sections.layers(finished, gallery),
-        costs=looks.costs(finished, sample, gallery) if finished.gated else None,
-        maps=looks.maps(sample, gallery) if finished.gated else None,
+        answers=finished.answers,
+        costs=looks.costs(finished, sample, gallery) if finished.answers else None,
+        maps=looks.maps(sample, gallery) if finished.answers else None,
         behind=sections.behind(finished, counterpart),
     )
     try:

@@ -48,6 +48,12 @@ class Run:
         return any(layer.gated for layer in self.counts.layers)
 
     @property
+    def answers(self) -> bool:
+        """Whether its gates answer to what they see: images differ in cost."""
+        executed = self.counts.by_image()
+        return bool(executed.min() != executed.max())
+
+    @property
     def accuracy(self) -> float:
         """Top-1 on the test split, in [0, 1]."""
         return float(self.summary["accuracy"])

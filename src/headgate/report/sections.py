@@ -114,7 +114,8 @@ def _rows(run: Run, dense: Run | None) -> list[Row]:
     paths = counts.by_path()
     additions = sum(record.overhead_additions for record in records)
     multiplications = sum(record.overhead_multiplications for record in records)
-    overhead = "none" if not paths["overhead"] else f"{amount(additions)} additions, {amount(multiplications)} products"
+    operations = [(additions, "additions"), (multiplications, "products")]
+    overhead = ", ".join(f"{amount(number)} {what}" for number, what in operations if number) or "none"
     rows = [
         Row("MACs, gated layers", amount(counts.dense_macs), amount(counts.executed_macs), times(counts.mac_reduction)),
         Row("base path", "", amount(paths["base"]), "", part=True),
@@ -166,7 +167,7 @@ def _curves(run: Run, dense: Run | None, gallery: Gallery) -> list[Markup]:
     if "accuracy" in known:
         figure = plots.accuracy_curve(run.metrics, None if dense is None else dense.accuracy)
         curves.append(gallery.show("accuracy", figure, f"Accuracy while training{_ends(run, 'accuracy')}."))
-    if "mac_reduction" in known:
+    if "mac_reduction" in names("train"):
         figure = plots.reduction_curve(run.metrics, (run.recipe.get("budget") or {}).get("mac_reduction"))
         label = f"MAC reduction of the gated layers while training{_ends(run, 'mac_reduction')}."
         curves.append(gallery.show("reduction", figure, label))

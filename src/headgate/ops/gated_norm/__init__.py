@@ -54,10 +54,11 @@ def gated_norm(
     if partial_sum is not None and partial_sum.shape != final_sum.shape:
         raise ShapeError(f"partial_sum must have final_sum's shape {final_sum.shape}, got {partial_sum.shape}")
     if residual is not None and residual.shape != (final_sum.shape[0], channels, *final_sum.shape[2:]):
-        raise ShapeError(f"residual must have the output's {channels} channels and final_sum's size, got {residual.shape}")
+        raise ShapeError(f"residual must have {channels} channels and final_sum's size, got {residual.shape}")
     if not final_sum.is_floating_point():
         raise DtypeError(f"final_sum must be a floating-point tensor, got {final_sum.dtype}")
-    if serves((final_sum, partial_sum, residual), (final, partial), (threshold, score_var)):
+    maps = (final_sum, partial_sum, residual)
+    if slope > 0 and serves(maps, channels, (final, partial), (threshold, score_var)):
         return native.gated_norm(
             final_sum, partial_sum, final, partial, threshold, score_var, residual, slope=slope, relu=relu
         )

@@ -40,7 +40,7 @@ class _GatedNorm(torch.autograd.Function):
         residual = None if residual is None else native.channels_last(residual)
         n, _, h, w = final_sum.shape
         channels, groups = len(final_weight), len(threshold)
-        output = native.empty_map(n, channels, h, w, final_sum.dtype)
+        output = native.empty_map((n, channels, h, w), final_sum.dtype)
         counts = torch.empty((n, groups))
         stats = torch.empty((4, channels))
         scale = None if score_var is None else torch.empty(groups)
@@ -86,7 +86,7 @@ class _GatedNorm(torch.autograd.Function):
         return output, counts
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor | None, grad_counts: Tensor | None) -> tuple[Tensor | None, ...]:
         extension = native.module()
         assert extension is not None
@@ -96,14 +96,14 @@ class _GatedNorm(torch.autograd.Function):
         n, _, h, w = final_sum.shape
         channels, dtype = len(final_weight), final_sum.dtype
         if grad_output is None:
-            grad_output = native.empty_map(n, channels, h, w, dtype).zero_()
+            grad_output = native.empty_map((n, channels, h, w), dtype).zero_()
         grad_output = native.channels_last(grad_output)
         grad_counts = None if grad_counts is None else grad_counts.contiguous()
-        grad_residual = None if output is None else native.empty_map(n, channels, h, w, dtype)
+        grad_residual = None if output is None else native.empty_map((n, channels, h, w), dtype)
         grad_final = grad_partial = None
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
-            grad_final = native.empty_map(n, final_sum.shape[1], h, w, dtype)
-            grad_partial = None if partial_sum is None else native.empty_map(n, channels, h, w, dtype)
+            grad_final = native.empty_map(final_sum.shape, dtype)
+            grad_partial = None if partial_sum is None else native.empty_map((n, channels, h, w), dtype)
         to_weight_f, to_bias_f, to_weight_p, to_bias_p = (torch.empty(channels) for _ in range(4))
         to_threshold = torch.empty_like(threshold)
         f, p = _views(final_sum, partial_sum, channels)
@@ -147,9 +147,7 @@ class _GatedNorm(torch.autograd.Function):
         return (*wanted, None, None, None, None, None)
 
 
-def _views(
-    final_sum: Tensor, partial_sum: Tensor | None, channels: int
-) -> tuple[tuple[int, int], tuple[int, int]]:
+def _views(final_sum: Tensor, partial_sum: Tensor | None, channels: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Both sums' addresses and pixel strides, whether they are two tensors or the halves of one."""
     f = native.view(final_sum)
     if partial_sum is not None:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from headgate.errors import ShapeError
 from headgate.ops.batch_norm import BatchNorm
-from headgate.ops.norm_act import native, reference
 from headgate.ops.native import serves
+from headgate.ops.norm_act import native, reference
 
 __all__ = ["norm_act"]
 
@@ -24,6 +24,6 @@ def norm_act(
         raise ShapeError(f"x must have the {len(norm.running_mean)} channels of its norm, got {x.shape[1]}")
     if residual is not None and residual.shape != x.shape:
         raise ShapeError(f"residual must have x's shape {x.shape}, got {residual.shape}")
-    if serves((x, residual), (norm,), ()):
+    if serves((x, residual), x.shape[1], (norm,)):
         return native.norm_act(x, norm, residual, relu=relu)
     return reference.norm_act(x, norm, residual, relu=relu)

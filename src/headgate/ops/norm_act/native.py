@@ -22,7 +22,7 @@ class _NormAct(torch.autograd.Function):
         x = native.channels_last(x)
         residual = None if residual is None else native.channels_last(residual)
         n, c, h, w = x.shape
-        output = native.empty_map(n, c, h, w, x.dtype)
+        output = native.empty_map(x.shape, x.dtype)
         stats = torch.empty((2, c))
         shape = (x.dtype == torch.bfloat16, n * h * w, c, relu)
         extension.norm_act_forward(
@@ -43,14 +43,14 @@ class _NormAct(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         extension = native.module()
         assert extension is not None
         x, weight, bias, stats, output = ctx.saved_tensors
         grad_output = native.channels_last(grad_output)
-        grad_residual = None if output is None else native.empty_map(*x.shape, x.dtype)
-        grad_x = native.empty_map(*x.shape, x.dtype) if ctx.needs_input_grad[0] else None
+        grad_residual = None if output is None else native.empty_map(x.shape, x.dtype)
+        grad_x = native.empty_map(x.shape, x.dtype) if ctx.needs_input_grad[0] else None
         grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(bias)
         extension.norm_act_backward(
             ctx.shape,

@@ -1,0 +1,83 @@
+"""Runs as training leaves them, made in a second: an untrained network, counted on real digits."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from headgate import recipes
+from headgate.checkpoint import Preprocess, save
+from headgate.convert import gate_
+from headgate.counting import count
+from headgate.nn import GateConfig, force_gates
+from headgate.train import BudgetConfig, Recipe
+from headgate.train.augment import DIGITS_NORMALISE
+from headgate.train.data import load_in_memory
+from torch import nn
+
+
+def digits_recipe(granularity: str | None, **changes: Any) -> Recipe:
+    """The demo's, small; without gates where the granularity is None."""
+    recipe = recipes.get("digits-cnn")
+    recipe = replace(recipe, architecture=replace(recipe.architecture, width=16), **({"epochs": 2} | changes))
+    if granularity is None:
+        return recipes.dense(recipe)
+    gate = GateConfig(groups=4, granularity=granularity, threshold=0.7)  # type: ignore[arg-type]
+    return replace(recipe, gate=gate, budget=BudgetConfig(mac_reduction=2.5))
+
+
+def metrics(*, gated: bool) -> list[dict[str, Any]]:
+    """Two epochs of metrics.jsonl."""
+    gates = {"mac_reduction": 2.4, "density": 0.2} if gated else {}
+    lines: list[dict[str, Any]] = []
+    for step in (10, 20, 30, 40):
+        train = {"loss": 2.0 / step, "accuracy": step / 50, "offset": step / 40 if gated else None, "epoch": step / 20}
+        lines.append({"kind": "train", "step": step, **train, **gates})
+    lines.append({"kind": "eval", "step": 40, "epoch": 2, "loss": 0.1, "accuracy": 0.9, "top5": 1.0, **gates})
+    return lines
+
+
+def model_of(recipe: Recipe) -> nn.Module:
+    """Not trained, but with the statistics of real images."""
+    images = DIGITS_NORMALISE(load_in_memory("digits", "train").images[:64])
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = recipe.architecture.build()
+        if recipe.gate is not None:
+            gate_(model, recipe.gate, example_input=images[:1])
+        for _ in range(20):
+            model.train()(images)
+    model.preprocess = Preprocess(DIGITS_NORMALISE.mean, DIGITS_NORMALISE.std)  # type: ignore[assignment]
+    return model.eval()
+
+
+def make_run(
+    folder: Path, granularity: str | None = "activation", *, forced: bool = False, accuracy: float = 0.9, **changes: Any
+) -> Path:
+    """Write a finished run's folder.
+
+    Args:
+        forced: it was counted with every gate closed.
+        changes: of the recipe.
+    """
+    recipe = digits_recipe(granularity, **changes)
+    model = model_of(recipe)
+    test = load_in_memory("digits", "test")
+    batch = [(DIGITS_NORMALISE(test.images), test.labels, torch.arange(len(test)))]
+    if forced:
+        with force_gates(model, "closed"):
+            counts = count(model, batch)
+    else:
+        counts = count(model, batch)
+    folder.mkdir(parents=True)
+    summary = {"name": recipe.name, "accuracy": accuracy, "top5": 1.0, "seconds": 3.0, "torch": torch.__version__}
+    (folder / "recipe.json").write_text(json.dumps(recipe.to_dict()))
+    (folder / "summary.json").write_text(json.dumps(summary))
+    lines = metrics(gated=granularity is not None)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    counts.save(folder / "counts.json")
+    save(model, folder / "model.safetensors")
+    return folder
