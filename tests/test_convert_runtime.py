@@ -19,11 +19,6 @@ from headgate.fusion import fuse, set_sync_
 from headgate.nn import GateConfig, gated_layers, observe, threshold_loss
 
 GRANULARITIES = ("activation", "group", "channel", "l1norm", "fc")
-SCALED = ("group", "channel")
-STALE = pytest.mark.xfail(
-    reason="AOTAutograd reads the scores' running variance again in the backward pass, after it was updated "
-    "(pytorch/pytorch#197039)"
-)
 TOLERANCE = 1e-9  # float64; the same decisions, other orders of summation
 
 
@@ -81,7 +76,7 @@ def tiny(granularity: Any) -> nn.Module:
     return model.double()
 
 
-@pytest.mark.parametrize("granularity", [pytest.param(g, marks=STALE) if g in SCALED else g for g in GRANULARITIES])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_compiled_training_has_the_same_gradients(granularity: Any) -> None:
     model = tiny(granularity).train()
     twin, x = copy.deepcopy(model), image()

@@ -157,6 +157,7 @@ def all_figures(counts: Counts) -> list[Figure]:
 
 def test_no_type_is_smaller_than_8_points_and_nothing_leaves_the_frame(counts: Counts) -> None:
     for figure in all_figures(counts):
+        figure.draw_without_rendering()
         texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
         assert texts
         assert min(text.get_fontsize() for text in texts) >= 8

@@ -11,6 +11,20 @@ from headgate.ops.batch_norm import mean_over_processes
 SCORE_EPS = 1e-5  # added to the running variance of a group's score
 
 
+@torch.library.custom_op("headgate::snapshot", mutates_args=(), schema="(Tensor running) -> Tensor")
+def _snapshot(running: Tensor) -> Tensor:
+    """A copy that the compiler cannot look through.
+
+    Without it a compiled backward reads the running variance again after it was updated (pytorch/pytorch#197039).
+    """
+    return running.clone()
+
+
+@_snapshot.register_fake
+def _(running: Tensor) -> Tensor:
+    return torch.empty_like(running)
+
+
 def unit_variance(
     score: Float[Tensor, "n d h w"],
     running_var: Float[Tensor, " d"],
@@ -26,7 +40,8 @@ def unit_variance(
     Args:
         running_var: updated in training *after* it was used.
     """
-    scale = torch.rsqrt(running_var.to(score.dtype) + SCORE_EPS)
+    before = _snapshot(running_var) if training and torch.compiler.is_compiling() else running_var
+    scale = torch.rsqrt(before.to(score.dtype) + SCORE_EPS)
     if training:
         with torch.no_grad():
             batch_var = score.square().mean((0, 2, 3))
