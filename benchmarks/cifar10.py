@@ -45,12 +45,12 @@ VARIANTS = {
     "activation": Variant(
         "activation gate, G = 4, 3×",
         GateConfig(groups=4, granularity="activation", shuffle=True),
-        BudgetConfig(mac_reduction=3.0, close_epochs=4),
+        BudgetConfig(mac_reduction=3.0, close_epochs=3),
     ),
     "group": Variant(
         "group gate, G = 4, 2.5×",
         GateConfig(groups=4, granularity="group", shuffle=True),
-        BudgetConfig(mac_reduction=2.5, close_epochs=4),
+        BudgetConfig(mac_reduction=2.5, close_epochs=3),
     ),
     "static4": Variant(
         "static: gates never open, G = 4",
@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--dense-epochs", type=int, default=30)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--only", nargs=2, metavar=("VARIANT", "SEED"), help="run one trial in this process")
     parser.add_argument("--collect", action="store_true", help="only collect what is finished")
