@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fabricated import make_run
+from PIL import Image
+
 from headgate.counting import Counts
 
 
@@ -22,3 +25,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def counts(runs: Path) -> Counts:
     """The gated run's."""
     return Counts.load(runs / "gated" / "counts.json")
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """A folder of 12×12 images in colour, ten classes of three."""
+    generator = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for label in range(10):
+            folder = tmp_path / "photographs" / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for i in range(3):
+                Image.fromarray(generator.integers(0, 256, (12, 12, 3), np.uint8)).save(folder / f"{i}.png")
+    return tmp_path / "photographs"

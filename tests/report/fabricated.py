@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from headgate import recipes
 from headgate.checkpoint import Preprocess, save
 from headgate.convert import gate_
@@ -16,13 +18,13 @@ from headgate.nn import GateConfig, force_gates
 from headgate.train import BudgetConfig, Recipe
 from headgate.train.augment import DIGITS_NORMALISE
 from headgate.train.data import load_in_memory
-from torch import nn
 
 
-def digits_recipe(granularity: str | None, **changes: Any) -> Recipe:
+def digits_recipe(granularity: str | None, channels: int = 1, **changes: Any) -> Recipe:
     """The demo's, small; without gates where the granularity is None."""
     recipe = recipes.get("digits-cnn")
-    recipe = replace(recipe, architecture=replace(recipe.architecture, width=16), **({"epochs": 2} | changes))
+    architecture = replace(recipe.architecture, width=16, in_channels=channels)
+    recipe = replace(recipe, architecture=architecture, epochs=2, **changes)
     if granularity is None:
         return recipes.dense(recipe)
     gate = GateConfig(groups=4, granularity=granularity, threshold=0.7)  # type: ignore[arg-type]
@@ -40,9 +42,16 @@ def metrics(*, gated: bool) -> list[dict[str, Any]]:
     return lines
 
 
+def digits(split: str, channels: int) -> tuple[Tensor, Tensor]:
+    """The network's inputs, and labels."""
+    data = load_in_memory("digits", split)
+    return DIGITS_NORMALISE(data.images).expand(-1, channels, -1, -1), data.labels
+
+
 def model_of(recipe: Recipe) -> nn.Module:
     """Not trained, but with the statistics of real images."""
-    images = DIGITS_NORMALISE(load_in_memory("digits", "train").images[:64])
+    channels = recipe.architecture.in_channels or 1
+    images = digits("train", channels)[0][:64]
     with torch.random.fork_rng():
         torch.manual_seed(7)
         model = recipe.architecture.build()
@@ -50,7 +59,8 @@ def model_of(recipe: Recipe) -> nn.Module:
             gate_(model, recipe.gate, example_input=images[:1])
         for _ in range(20):
             model.train()(images)
-    model.preprocess = Preprocess(DIGITS_NORMALISE.mean, DIGITS_NORMALISE.std)  # type: ignore[assignment]
+    mean, std = channels * DIGITS_NORMALISE.mean, channels * DIGITS_NORMALISE.std
+    model.preprocess = Preprocess(mean, std)  # type: ignore[assignment]
     return model.eval()
 
 
@@ -61,12 +71,12 @@ def make_run(
 
     Args:
         forced: it was counted with every gate closed.
-        changes: of the recipe.
+        changes: of the recipe; channels: of its images.
     """
     recipe = digits_recipe(granularity, **changes)
     model = model_of(recipe)
-    test = load_in_memory("digits", "test")
-    batch = [(DIGITS_NORMALISE(test.images), test.labels, torch.arange(len(test)))]
+    images, labels = digits("test", recipe.architecture.in_channels or 1)
+    batch = [(images, labels, torch.arange(len(labels)))]
     if forced:
         with force_gates(model, "closed"):
             counts = count(model, batch)

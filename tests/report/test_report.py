@@ -10,26 +10,17 @@ from base64 import b64decode
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from fabricated import digits_recipe, make_run
-from headgate.counting import Counts, trace
+from PIL import Image
+
+from headgate.counting import Counts
 from headgate.errors import CheckpointError, ConfigError
 from headgate.report import write_report
-from headgate.report.embed import inline_svg
-from headgate.report.numbers import amount, change, percent, points, times
+from headgate.report.embed import Gallery, inline_svg
+from headgate.report.numbers import amount, change, percent, points, times, whole
 from headgate.report.run import read_dense, read_run
-from headgate.report.sample import (
-    cheap_typical_dear,
-    decision_maps,
-    enlarged,
-    extremes_by_class,
-    pixels,
-    take_sample,
-    upsample,
-)
-from PIL import Image
 
 SECTIONS = ["headline", "layers", "images", "maps", "behind"]
 FIGURES = {
@@ -90,6 +81,12 @@ class Page(HTMLParser):
 def written(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The gated run's page."""
     return write_report(runs / "gated", out=tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture
+def no_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the PNGs beside the page: they take most of the time."""
+    monkeypatch.setattr(Gallery, "write", lambda _gallery, _folder: None)
 
 
 @pytest.fixture(scope="module")
@@ -154,11 +151,17 @@ def test_numbers_are_the_runs(page: Page, counts: Counts) -> None:
     assert f"the cheapest with {reductions.max():.2f}×: {reductions.max() / reductions.min():.1f}×" in page.text
 
 
-def test_what_is_behind(page: Page, runs: Path) -> None:
+def test_what_is_behind(page: Page) -> None:
     for words in ("mac_reduction 2.5", "granularity activation", "recipe.json", "UTC", f"torch {torch.__version__}"):
         assert words in page.text
-    program = page.text[page.text.index("import json") : page.text.index("recipe.json", page.text.index("train(Recipe"))]
-    assert str(runs / "gated") in program
+
+
+def test_the_program_repeats_the_run(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[object, str]] = []
+    monkeypatch.setattr("headgate.train.train", lambda recipe, folder: calls.append((recipe, folder)))
+    (program,) = [words for words in page.words if "Recipe.from_dict" in words]
+    exec(program, {})
+    assert calls == [(digits_recipe("activation"), "runs/gated-again")]
 
 
 # ---------------------------------------------------------------- what is not there
@@ -181,12 +184,14 @@ def test_a_dense_run_says_so(runs: Path, tmp_path: Path) -> None:
     assert not page.pictures
 
 
+@pytest.mark.usefixtures("no_files")
 def test_gates_that_do_not_answer_say_so(tmp_path: Path) -> None:
     page = Page(write_report(make_run(tmp_path / "static", forced=True)).read_text("utf-8"))
     assert page.text.count("do not answer to what they see") == 2
     assert "4.00× fewer MACs" in page.text
 
 
+@pytest.mark.usefixtures("no_files")
 def test_gates_for_whole_channels_have_no_maps(tmp_path: Path) -> None:
     page = Page(write_report(make_run(tmp_path / "channel", "channel"), images=50).read_text("utf-8"))
     assert "No decision maps: its gates decide for whole channels" in page.text
@@ -194,15 +199,18 @@ def test_gates_for_whole_channels_have_no_maps(tmp_path: Path) -> None:
     assert "additions" in page.text
 
 
-def test_without_metrics_or_a_dense_run_it_says_so(runs: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("no_files")
+def test_without_metrics_or_a_dense_run_it_says_so(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = tmp_path / "alone" / "run"
     shutil.copytree(runs / "gated", alone)
     (alone / "metrics.jsonl").unlink()
-    page = Page(write_report(alone, data=str(tmp_path / "nowhere")).read_text("utf-8"))
+    monkeypatch.chdir(alone)
+    page = Page(write_report(".", data=str(tmp_path / "nowhere")).read_text("utf-8"))
     assert "no training curves" in page.text
     assert "No dense run was given and none was found beside this one" in page.text
 
 
+@pytest.mark.usefixtures("no_files")
 def test_names_are_text_not_markup(runs: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(runs / "gated", run)
@@ -242,7 +250,7 @@ def test_a_damaged_file_is_named(runs: Path, tmp_path: Path, name: str) -> None:
 
 
 def test_no_folder_no_report(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="found no folder .*; make one with headgate train"):
+    with pytest.raises(CheckpointError, match=r"found no folder .*; make one with headgate train"):
         write_report(tmp_path / "nowhere")
 
 
@@ -307,86 +315,13 @@ def test_the_counterpart_that_the_summary_names_comes_first(runs: Path, tmp_path
     assert found.folder == tmp_path / "named"
 
 
-# ------------------------------------------------------------------- the sample
-
-
-def test_the_sample_costs_what_was_counted(runs: Path, counts: Counts) -> None:
-    run = read_run(runs / "gated")
-    sample = take_sample(run, None, 1000)
-    assert sample.total == len(sample.labels) == 360
-    np.testing.assert_allclose(sample.executed, counts.by_image(), rtol=0.01)  # other batches, other rounding
-    everything = np.ones(360, bool)
-    assert sample.mean_reduction(everything) == pytest.approx(counts.mac_reduction, rel=1e-3)
-    few = take_sample(run, None, 10)
-    assert (few.total, len(few.labels)) == (360, 10)
-    spread = np.linspace(0, 359, 10).round().astype(int)
-    np.testing.assert_array_equal(few.data.images, sample.data.images[spread])
-
-    for label, cheapest, dearest in extremes_by_class(sample):
-        members = np.flatnonzero(sample.labels == label)
-        assert sample.labels[cheapest] == sample.labels[dearest] == label
-        assert sample.reductions[cheapest] == sample.reductions[members].max()
-        assert sample.reductions[dearest] == sample.reductions[members].min()
-    chosen = cheap_typical_dear(sample)
-    assert [kind for kind, _ in chosen] == ["cheap", "cheap", "typical", "typical", "dear", "dear"]
-    assert len({image for _, image in chosen}) == 6
-    assert chosen[0][1] == sample.executed.argmin()
-    assert sample.executed[chosen[4][1]] == sample.executed.max()
-    median = np.median(sample.reductions)
-    assert all(abs(sample.reductions[image] / median - 1) < 0.02 for kind, image in chosen if kind == "typical")
-
-
-def test_maps_are_shares_of_open_decisions(runs: Path) -> None:
-    sample = take_sample(read_run(runs / "gated"), None, 40)
-    images = [3, 17]
-    maps = decision_maps(sample, images)
-    batch = sample.data.images[images]
-    traces = {part.shape.name: part for part in trace(sample.model, sample.model.preprocess(batch.float() / 255))}
-    assert [layer.name for layer in maps] == [*traces, "all layers"]
-    for layer in maps[:-1]:
-        np.testing.assert_allclose(layer.shares, traces[layer.name].decisions().mean(1))
-        assert layer.size == traces[layer.name].shape.decision_size
-    # over an image, the mean of "all layers" is the density of all gated layers in it
-    open_work = sum(part.open_fraction() * part.shape.macs_dense for part in traces.values())
-    work = sum(part.shape.macs_dense for part in traces.values())
-    np.testing.assert_allclose(maps[-1].shares.mean((1, 2)), open_work / work)
-
-
-def test_small_pictures_stay_blocks_and_maps_stay_in_place() -> None:
-    blocks = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    assert enlarged(blocks, 8).shape == (8, 8, 3)
-    np.testing.assert_array_equal(enlarged(blocks, 8)[::4, ::4], blocks)
-    assert enlarged(np.zeros((30, 60, 3), np.uint8), 20).shape == (10, 20, 3)
-    maps = np.arange(4.0).reshape(1, 2, 2)
-    np.testing.assert_array_equal(upsample(maps, 4, 6)[0, ::2, ::3], maps[0])
-    assert upsample(maps, 3, 5).shape == (1, 3, 5)
-
-
-def test_colour_images_in_folders(tmp_path: Path, runs: Path) -> None:
-    """Photographs of several hundred classes' worth of names are another dataset: here two classes, in colour."""
-    generator = np.random.default_rng(0)
-    for split in ("train", "test"):
-        for name in ("cat", "dog"):
-            folder = tmp_path / "data" / split / name
-            folder.mkdir(parents=True)
-            for i in range(3):
-                Image.fromarray(generator.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / f"{i}.png")
-    run = read_run(runs / "gated")
-    recipe = digits_recipe("activation").to_dict()
-    recipe["architecture"]["num_classes"] = None
-    object.__setattr__(run, "recipe", recipe)
-    sample = take_sample(run, str(tmp_path / "data"), 100)  # a grey network: the images are read in grey
-    assert sample.data.classes == ("cat", "dog")
-    assert pixels(sample, 0).shape == (8, 8, 3)
-    assert (pixels(sample, 0) == pixels(sample, 0)[..., :1]).all()
-
-
 # ------------------------------------------------------------------- small parts
 
 
 def test_an_svg_becomes_part_of_a_page() -> None:
     svg = (
-        '<?xml version="1.0"?><!DOCTYPE svg>\n<svg xmlns="http://x" width="1pt" viewBox="0 0 1 1"><metadata>m</metadata>'
+        '<?xml version="1.0"?><!DOCTYPE svg>\n<svg xmlns="http://x" width="1pt" viewBox="0 0 1 1">'
+        "<metadata>m</metadata>"
         '<defs><style type="text/css">*{}</style><clipPath id="p"/></defs>'
         '<g id="a" clip-path="url(#p)" style="fill: #0072B2"/><use xlink:href="#a"/></svg>'
     )
@@ -404,3 +339,4 @@ def test_numbers_are_readable() -> None:
     assert (times(3.786), times(float("inf")), percent(0.1427)) == ("3.79×", "∞", "14.3\xa0%")
     assert [points(value) for value in (-0.0028, 0.01, -0.00001)] == ["−0.28", "+1.00", "±0.00"]
     assert change(-0.264) == "−26.4\xa0%"
+    assert (whole(360), whole(10_000)) == ("360", "10\xa0000")

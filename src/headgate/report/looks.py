@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headgate.report.embed import Gallery, data_uri
-from headgate.report.numbers import percent, times
+from headgate.report.numbers import percent, times, whole
 from headgate.report.run import Run
 from headgate.report.sample import (
     DecisionMap,
@@ -47,7 +47,7 @@ def costs(run: Run, sample: Sample | str, gallery: Gallery) -> dict[str, Any]:
     low, high = float(reductions.min()), float(reductions.max())
     label = f"Histogram of the MAC reduction of {len(reductions)} images: {times(low)} to {times(high)}."
     context: dict[str, Any] = {
-        "images": len(reductions),
+        "images": whole(len(reductions)),
         "low": times(low),
         "high": times(high),
         "spread": times(high / low, 1),
@@ -66,8 +66,8 @@ def costs(run: Run, sample: Sample | str, gallery: Gallery) -> dict[str, Any]:
         gallery.keep("images", plots.image_grid(rows))
     return context | {
         "missing": None,
-        "taken": len(right),
-        "total": sample.total,
+        "taken": None if len(right) == sample.total else whole(len(right)),
+        "total": whole(sample.total),
         "classes": gallery.show("reduction-by-class", figure, _class_label(sample)),
         "right": times(sample.mean_reduction(right)) if right.any() else None,
         "wrong": times(sample.mean_reduction(~right)) if (~right).any() else None,

@@ -13,6 +13,11 @@ def amount(value: float) -> str:
     return _three(value)
 
 
+def whole(number: int) -> str:
+    """A whole number in groups of three digits: 10 000."""
+    return f"{number:,}".replace(",", "\N{NO-BREAK SPACE}")
+
+
 def _three(value: float) -> str:
     if value == 0 or value >= 99.95:
         return f"{value:.0f}"

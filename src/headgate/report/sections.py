@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from markupsafe import Markup
 
 from headgate.report.embed import Gallery
-from headgate.report.numbers import amount, change, percent, points, standard_error, times
+from headgate.report.numbers import amount, change, percent, points, standard_error, times, whole
 from headgate.report.run import Run
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def headline(run: Run, dense: Run | None, gallery: Gallery) -> dict[str, Any]:
     context: dict[str, Any] = {
         "title": run.name,
         "network": (run.recipe.get("architecture") or {}).get("name", ""),
-        "images": counts.images,
+        "images": whole(counts.images),
         "curves": _curves(run, dense, gallery),
         "error": percent(standard_error(run.accuracy, counts.images), 2),
     }
@@ -58,7 +58,7 @@ def headline(run: Run, dense: Run | None, gallery: Gallery) -> dict[str, Any]:
             "claim": f"{percent(run.accuracy, 2)} accuracy, dense",
             "against": f"Nothing is gated: every image takes all {amount(counts.network_dense_macs)} MACs.",
             "tiles": [
-                Tile("top-1 accuracy", percent(run.accuracy, 2), f"on {counts.images} test images"),
+                Tile("top-1 accuracy", percent(run.accuracy, 2), f"on {whole(counts.images)} test images"),
                 Tile("MACs per image", amount(counts.network_dense_macs), "multiply-accumulates"),
             ],
             "rows": [],
@@ -104,7 +104,7 @@ def _against(run: Run, dense: Run | None) -> str:
     errors = (standard_error(run.accuracy, images), standard_error(dense.accuracy, dense.counts.images))
     chance = 2 * math.hypot(*errors)
     if abs(difference) < chance:
-        text += f" On {images} images, differences of up to {100 * chance:.1f} points may be chance."
+        text += f" On {whole(images)} images, differences of up to {100 * chance:.1f} points may be chance."
     return text
 
 
@@ -218,18 +218,22 @@ def layers(run: Run, gallery: Gallery) -> dict[str, Any]:
 
 
 def _channel_facts(gated: Sequence[LayerRecord]) -> list[str]:
-    """What the paper says of later and of 1×1 layers, for this network."""
+    """What the paper says of later and of 1×1 layers, and what is so in this network."""
     facts = []
     third = len(gated) // 3
     if third:
-        first, last = _used(gated[:third]), _used(gated[-third:])
+        first, last = percent(_used(gated[:third])), percent(_used(gated[-third:]))
         facts.append(
-            f"The first third of the gated layers uses {percent(first)} of its channels, the last {percent(last)}."
+            f"The first third of the gated layers uses {first} of its channels, the last {last}; in the paper later "
+            "layers use fewer than earlier ones."
         )
     ones = [record for record in gated if record.shape.kernel == (1, 1)]
     others = [record for record in gated if record.shape.kernel != (1, 1)]
     if ones and others:
-        facts.append(f"1×1 layers use {percent(_used(ones))}, larger kernels {percent(_used(others))}.")
+        facts.append(
+            f"1×1 layers use {percent(_used(ones))}, larger kernels {percent(_used(others))}; in the paper 1×1 layers "
+            "skip more."
+        )
     return facts
 
 
@@ -268,7 +272,7 @@ def behind(run: Run, dense: Run | None) -> dict[str, Any]:
             groups[key] = list(_options(value))
         elif value is not None:
             groups["run"].append((key, _text(value)))
-    again = run.folder.with_name(f"{run.folder.name}-again")
+    again = f"runs/{run.folder.resolve().name}-again"
     return {
         "options": {name: options for name, options in groups.items() if options},
         "recipe": json.dumps(run.recipe, indent=2, ensure_ascii=False),
@@ -279,7 +283,7 @@ def behind(run: Run, dense: Run | None) -> dict[str, Any]:
                 "from headgate.train import Recipe, train",
                 "",
                 f"recipe = json.loads(Path({str(run.folder / 'recipe.json')!r}).read_text())",
-                f"train(Recipe.from_dict(recipe), {str(again)!r})",
+                f"train(Recipe.from_dict(recipe), {again!r})",
             )
         ),
         "command": run.summary.get("command"),
