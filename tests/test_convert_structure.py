@@ -161,3 +161,21 @@ def test_the_page_about_gating_runs() -> None:
     names: dict[str, Any] = {}
     for block in blocks:
         exec(block, names)
+
+
+def test_held_gates_are_part_of_the_structure() -> None:
+    model = net()
+    gate_(model, GateConfig(groups=4))
+    assert "forced" not in str(gated_structure(model))
+    for layer in gated_layers(model).values():
+        layer.gate.forced = "closed"
+    structure = gated_structure(model)
+    again = net()
+    apply_structure_(again, structure)
+    assert {layer.gate.forced for layer in gated_layers(again).values()} == {"closed"}
+
+    next(iter(structure["layers"].values()))["forced"] = "ajar"
+    dense = net()
+    with pytest.raises(ConfigError, match="ajar"):
+        apply_structure_(dense, structure)
+    assert not gated_layers(dense)

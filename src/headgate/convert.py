@@ -316,7 +316,7 @@ def gated_structure(model: nn.Module) -> dict[str, Any]:
     """How a model is gated, as plain values: what `apply_structure_` needs to gate a dense one alike.
 
     Returns: {"config": …, "layers": {name: {"groups", "two_sided", "norm": the norm's path or None, and "config" with
-        the settings in which this layer differs from the common ones}}}.
+        the settings in which this layer differs from the common ones, and "forced" where its gates are held}}}.
     Raises: ModelError: nothing is gated, or a norm's place is no longer in the model.
     """
     layers = gated_layers(model)
@@ -334,6 +334,8 @@ def gated_structure(model: nn.Module) -> dict[str, Any]:
         own, shared = _plain(layer.config), _plain(dataclasses.replace(common, groups=layer.config.groups))
         if own != shared:
             described[name]["config"] = {key: value for key, value in own.items() if value != shared[key]}
+        if layer.gate.forced is not None:  # part of the function: a static network is not its gated twin
+            described[name]["forced"] = layer.gate.forced
     return {"config": _plain(common), "layers": described}
 
 
@@ -360,6 +362,9 @@ def apply_structure_(model: nn.Module, structure: Mapping[str, Any]) -> None:
             for name, entry in dict(structure["layers"]).items()
         }
         wanted = [(name, entry["norm"], bool(entry["two_sided"])) for name, (_, entry) in layers.items()]
+        forced = {name: entry["forced"] for name, (_, entry) in layers.items() if "forced" in entry}
+        if not set(forced.values()) <= {"open", "closed"}:
+            raise ValueError(f"unknown forced state in {forced}")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"structure must be what gated_structure returns, got one that fails with {error!r}"
@@ -375,6 +380,8 @@ def apply_structure_(model: nn.Module, structure: Mapping[str, Any]) -> None:
                 raise ModelError(f"{norm_name!r} must be a norm that gating can take over: {norm_obstacle(norm)}")
         replacements.append(_Replacement.of(conv, norm, layers[name][0], two_sided))
     _replace_all(model, replacements)
+    for name, layer in gated_layers(model).items():
+        layer.gate.forced = forced.get(name)
 
 
 def _find(
