@@ -3,7 +3,8 @@
     python benchmarks/training_op.py [--out FILE.json] [--quick]
 
 The contestants run in one process, interleaved, so that drift of the clock and of other load meets all alike; the
-median of the repeats counts: of CPU time on one thread, of wall time on several. Batch 128, the shapes of ResNet-20's three stages. Nothing is timed before the native
+median of the repeats counts: of CPU time on one thread, of wall time on several. Batch 128, the shapes of ResNet-20's
+three stages. Nothing is timed before the native
 result agreed with the reference's.
 """
 

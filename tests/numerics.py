@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9}
+UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}
 """Relative error of one rounding to nearest."""
 
 BLOCK = 256
@@ -14,7 +14,7 @@ BLOCK = 256
 STEPS = 32
 """Roundings on the way from an input to an output besides sums: statistics, constants, a fused chain. Generous."""
 
-SURROGATE = {torch.float32: 1e-6, torch.bfloat16: 3e-4}
+SURROGATE = {torch.float32: 1e-6, torch.bfloat16: 2.0**-12}
 """Relative error of the surrogate gradient's σ(1 − σ): full precision, or a sixteenth of bfloat16's."""
 
 BAND = (BLOCK + STEPS) * UNIT[torch.float32]

@@ -100,7 +100,17 @@ class Train:
             distill=None if self.teacher is None else DistillConfig(teacher=str(self.teacher)),
         )
         if self.dense:
-            given = _given(mac_reduction=self.mac_reduction, target=self.target, forced=self.forced, groups=self.groups)
+            gate_options: tuple[str, ...] = (
+                "mac_reduction",
+                "target",
+                "forced",
+                "steering",
+                "elastic",
+                "close_epochs",
+                "groups",
+            )
+            gate_options += ("granularity", "shuffle", "norm")
+            given = [name for name in gate_options if getattr(self, name) is not None]
             if given:
                 raise ConfigError(f"--dense trains without gates, got also {', '.join(given)}; drop one or the other")
             return recipes.dense(recipe)
@@ -236,8 +246,11 @@ def _find_model(name: str) -> tuple[nn.Module, str | None]:
     if path.is_dir():
         if not (path / MODEL).exists():
             raise CheckpointError(f"{path} holds no finished run: {MODEL} is missing; finish it with headgate train")
-        recipe = json.loads((path / RECIPE).read_text())
-        return load(path / MODEL), str(recipe["data"]["source"])
+        try:
+            source = str(json.loads((path / RECIPE).read_text())["data"]["source"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path / RECIPE} is missing or damaged ({error}); name {path / MODEL}") from error
+        return load(path / MODEL), source
     if path.exists() or path.suffix == ".safetensors":
         return load(path), None
     if name in list_pretrained():

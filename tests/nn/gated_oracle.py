@@ -13,6 +13,7 @@ from headgate.nn import GatedConv2d
 Array = NDArray[np.float64]
 
 MEDIAN_ABS_NORMAL = 0.6745
+MEAN_ABS_NORMAL = 0.7979
 SCORE_EPS = 1e-5
 BAND = 1e-9
 """Scores closer to their threshold than this, in standard deviations, may round to the other side in float64."""
@@ -140,7 +141,8 @@ class Oracle:
 
     def _score(self, normalised: Array) -> Array:
         layer = self.layer
-        per_output = MEDIAN_ABS_NORMAL - np.abs(normalised) if layer.two_sided else normalised
+        centre = MEDIAN_ABS_NORMAL if layer.config.granularity == "activation" else MEAN_ABS_NORMAL
+        per_output = centre - np.abs(normalised) if layer.two_sided else normalised
         n, c, h, w = per_output.shape
         if layer.config.granularity == "activation":
             return per_output
@@ -149,8 +151,6 @@ class Oracle:
             score = per_output.reshape(n, groups, c // groups, h, w).mean(2)
         else:
             score = per_output.mean((2, 3), keepdims=True)
-        if layer.two_sided:
-            return score
         scale = np.sqrt(array(layer.gate.score_var) + SCORE_EPS)  # type: ignore[arg-type]
         return score / scale[None, :, None, None]
 

@@ -78,6 +78,16 @@ def test_a_two_sided_threshold_of_zero_opens_half() -> None:
     assert gate(torch.randn(64, 16, 8, 8, dtype=torch.float64)).mean().item() == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.parametrize("granularity", ["group", "channel"])
+def test_averaged_two_sided_scores_have_zero_mean_and_unit_variance(granularity: Any) -> None:
+    gate = gate_of(granularity, two_sided=True).train()
+    for _ in range(60):
+        gate.score(torch.randn(64, 16, 4, 4, dtype=torch.float64))
+    score = gate.eval().score(torch.randn(512, 16, 4, 4, dtype=torch.float64))
+    assert score.mean().item() == pytest.approx(0, abs=0.1)
+    assert score.var().item() == pytest.approx(1, abs=0.2)
+
+
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("threshold", [0.0, 1.5])
 def test_thresholds_start_where_they_are_configured(granularity: Any, threshold: float) -> None:

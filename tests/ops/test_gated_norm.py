@@ -11,6 +11,7 @@ import pytest
 import torch
 from oracle import Case, check_gated, make, run_gated
 
+from headgate.errors import BackendError
 from headgate.ops import native
 from headgate.ops.batch_norm import BatchNorm
 from headgate.ops.gated_norm import gated_norm
@@ -80,11 +81,19 @@ def test_inputs_that_are_not_channels_last(concatenated: bool, groups: int, gene
 
 def test_a_large_mean_does_not_cost_the_variance(isa: str, generator: torch.Generator) -> None:
     """|mean| = 3000 standard deviations: Σx² − (Σx)² in float32 would keep nothing of the variance."""
-    inputs = make(Case(shape=(4, 16, 16, 16), mean=3000.0, relu=False), generator)
-    exact, actual = run_gated(inputs, exact=True), run_gated(inputs, exact=False)
-    for name in ("final_var", "partial_var"):
-        torch.testing.assert_close(actual[name].double(), exact[name], rtol=1e-5, atol=0)
-    numerics.within(actual["output"], exact["output"], oracle.gated_bounds(inputs, exact)["output"], "output")
+    x = 3000 + torch.randn(4, 32, 16, 16, generator=generator)
+    norms = [
+        BatchNorm(torch.ones(16), torch.zeros(16), torch.zeros(16), torch.ones(16), True, momentum=1.0)
+        for _ in range(2)
+    ]
+    output, _ = gated_norm(x, None, *norms, torch.full((16,), 9.0), None, None, slope=2.0, relu=False)
+    for norm, half in zip(norms, x.double().chunk(2, 1), strict=True):
+        torch.testing.assert_close(norm.running_var.double(), half.var((0, 2, 3)), rtol=1e-6, atol=0)
+        torch.testing.assert_close(norm.running_mean.double(), half.mean((0, 2, 3)), rtol=1e-7, atol=0)
+    partial = x[:, 16:].double()
+    exact = (partial - partial.mean((0, 2, 3), keepdim=True)) / partial.std((0, 2, 3), correction=0, keepdim=True)
+    # Rounding the mean to float32 costs 3000 · 2^−24.
+    torch.testing.assert_close(output.double(), exact, rtol=1e-4, atol=3e-4)
 
 
 def test_a_first_block_unlike_the_rest_does_not_cost_the_variance(isa: str) -> None:
@@ -98,12 +107,11 @@ def test_a_first_block_unlike_the_rest_does_not_cost_the_variance(isa: str) -> N
     torch.testing.assert_close(norm.running_var.double(), x.double().var((0, 2, 3)), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("threads", [1, 2, 3], indirect=True)
 @pytest.mark.parametrize(("shape", "groups"), [((5, 16, 31, 29), 0), ((1, 16, 61, 67), 4), ((3, 24, 29, 31), 4)])
 def test_threads(threads: int, shape: tuple[int, int, int, int], groups: int, generator: torch.Generator) -> None:
     """Parts of the rows meet within images; the same number of threads gives the same bits."""
     inputs = make(Case(shape=shape, groups=groups, residual=True), generator)
-    torch.set_num_threads(threads)
     check_gated(inputs)
     first, second = run_gated(inputs, exact=False), run_gated(inputs, exact=False)
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -121,7 +129,9 @@ def test_surrogate_gradient_over_its_whole_range(isa: str) -> None:
         z = 2.0 * partial.detach().double()
         exact = 2.0 * torch.sigmoid(z) * torch.sigmoid(-z)
         assert partial.grad is not None
-        bound = (numerics.SURROGATE[dtype] + 4 * numerics.UNIT[dtype]) * exact + 2.0**-120
+        # Rounding z costs its share of the exponential; beyond 2^−120 the kernels clamp.
+        relative = numerics.SURROGATE[dtype] + numerics.UNIT[dtype] + 2 * z.abs() * numerics.UNIT[torch.float32]
+        bound = relative * exact + 2.0**-120
         numerics.within(partial.grad, exact, bound, f"σ' in {dtype}")
 
 
@@ -173,9 +183,8 @@ def test_second_derivatives_are_refused(generator: torch.Generator) -> None:
     x = torch.randn(1, 32, 3, 3, generator=generator).requires_grad_()
     norm = BatchNorm(torch.ones(16), torch.zeros(16), torch.zeros(16), torch.ones(16), True)
     output, _ = gated_norm(x, None, norm, norm, torch.zeros(16), None, None, slope=2.0, relu=False)
-    (grad,) = torch.autograd.grad(output.sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+    with pytest.raises(BackendError, match="no second derivative"):
+        torch.autograd.grad(output.sum(), x, create_graph=True)
 
 
 def test_autograd_notices_that_running_statistics_changed(generator: torch.Generator) -> None:
@@ -193,5 +202,5 @@ def test_a_slice_of_a_concatenated_sum_is_not_copied() -> None:
     final_sum, partial_sum = z.chunk(2, 1)
     assert native.channels_last(partial_sum) is partial_sum
     assert native.view(final_sum) == (z.data_ptr(), 32)
-    strided = torch.randn(2, 16, 3, 6).contiguous(memory_format=torch.channels_last)[..., ::2]
+    strided = torch.randn(2, 16, 3, 7).contiguous(memory_format=torch.channels_last)[..., ::2]
     assert native.channels_last(strided) is not strided

@@ -206,8 +206,9 @@ def test_the_pool_survives_a_fork() -> None:
         import os, torch
         from headgate.ops.batch_norm import BatchNorm
         from headgate.ops.norm_act import norm_act
-        torch.set_num_threads(3)
-        x = torch.randn(8, 16, 32, 32)
+        torch.set_num_threads(1)  # torch's own threads do not survive a fork
+        torch.get_num_threads = lambda: 3
+        x = torch.randn(8, 16, 32, 32).contiguous(memory_format=torch.channels_last)
         norm = BatchNorm(torch.ones(16), torch.zeros(16), torch.zeros(16), torch.ones(16), False)
         before = norm_act(x, norm, None, relu=True)
         child = os.fork()
@@ -220,14 +221,14 @@ def test_the_pool_survives_a_fork() -> None:
 
 
 @needs_native
-def test_callers_on_several_threads_do_not_disturb_each_other(generator: torch.Generator) -> None:
+@pytest.mark.parametrize("threads", [2], indirect=True)
+def test_callers_on_several_threads_do_not_disturb_each_other(threads: int, generator: torch.Generator) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    torch.set_num_threads(2)
     xs = [torch.randn(8, 16, 24, 24, generator=generator) for _ in range(8)]
 
     def call(x: Tensor) -> Tensor:
-        torch.set_num_threads(2)  # a setting of each thread's own
+        torch.set_num_threads(threads)  # a setting of each thread's own
         return norm_act(x, norm(), None, relu=True).detach()
 
     alone = [call(x) for x in xs]

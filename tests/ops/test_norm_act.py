@@ -34,10 +34,9 @@ def test_rows_around_a_block(isa: str, shape: tuple[int, int, int, int], generat
     check_norm(make(Case(shape=shape), generator))
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("threads", [1, 2, 3], indirect=True)
 def test_threads(threads: int, generator: torch.Generator) -> None:
     inputs = make(Case(shape=(5, 16, 31, 29), residual=True), generator)
-    torch.set_num_threads(threads)
     check_norm(inputs)
 
 

@@ -38,8 +38,10 @@ def test_threshold_steering_reaches_the_share_from_both_sides(reduction: float) 
 
 
 def test_closing_starts_open_and_ends_at_the_target() -> None:
-    steering = ThresholdSteering(1 / 3, base_share=0.25)
+    steering = ThresholdSteering(1 / 3, base_share=0.25, closing=True)
+    assert FixedTarget(1.0, closing=True).offset == PenaltySteering(0.5, closing=True).offset < -2
     densities = []
+    assert normal_density(steering.offset) > 0.95
     for step in range(2000):
         density = normal_density(steering.offset)
         densities.append(density)
@@ -96,11 +98,19 @@ def test_fold_keeps_decisions() -> None:
         assert not torch.equal(net(x), before)
 
 
-def test_calibrate_finds_the_offset() -> None:
+@pytest.mark.parametrize("wanted", [1.05, 1.3, 1.6, 1.9, 1.99])
+def test_calibrate_finds_the_offset_from_anywhere(wanted: float) -> None:
+    for start in (-3.0, 0.0, 3.0):
+        net = small_net()
+        set_offset_(net, start)
+
+        def measure(net: nn.Sequential = net) -> float:
+            return 1 / (0.5 + 0.5 * normal_density(float(net[0].gate.offset)))  # type: ignore[union-attr, arg-type]
+
+        assert calibrate_(net, wanted, measure, tries=25) == pytest.approx(wanted, rel=0.003)
+        assert measure() == pytest.approx(wanted, rel=0.003)
+
+
+def test_calibrate_keeps_the_nearest_where_the_budget_is_out_of_reach() -> None:
     net = small_net()
-
-    def measure() -> float:
-        return 1 / (0.5 + 0.5 * normal_density(float(net[0].gate.offset)))  # type: ignore[union-attr, arg-type]
-
-    for wanted in (1.3, 1.6, 1.9):
-        assert calibrate_(net, wanted, measure) == pytest.approx(wanted, rel=0.003)
+    assert calibrate_(net, 3.0, lambda: 1.5 + min(float(net[0].gate.offset), 0.4)) < 2  # type: ignore[union-attr, arg-type]

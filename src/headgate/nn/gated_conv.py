@@ -100,7 +100,7 @@ class GatedConv2d(nn.Module):
             output_groups=self.conv_groups * config.groups,
             two_sided=two_sided,
         )
-        momentum, eps = (norm.momentum or 0.1, norm.eps) if norm is not None else (0.1, 1e-5)
+        momentum, eps = (0.1, 1e-5) if norm is None or norm.momentum is None else (norm.momentum, norm.eps)
         self.final_norm = (
             SumNorm(self.out_channels, affine=norm.weight is not None, momentum=momentum, eps=eps) if norm else None
         )

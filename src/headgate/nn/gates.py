@@ -20,6 +20,8 @@ from headgate.ops.step import step
 
 MEDIAN_ABS_NORMAL = 0.6745
 """Median of |Z| for a standard normal Z: centres the two-sided score so that Δ = 0 opens half, as one-sided."""
+MEAN_ABS_NORMAL = 0.7979
+"""Mean of |Z|: centres two-sided scores that are averaged."""
 
 
 class Overhead(NamedTuple):
@@ -121,10 +123,8 @@ class GroupGate(_ScaledGate):
         self.two_sided = two_sided
 
     def score(self, statistic: Float[Tensor, "n c h w"]) -> Float[Tensor, "n g h w"]:
-        if self.two_sided:
-            return _group_mean(MEDIAN_ABS_NORMAL - statistic.abs(), self.decisions)
         return group_score(
-            statistic,
+            MEAN_ABS_NORMAL - statistic.abs() if self.two_sided else statistic,
             self.decisions,
             self.score_var,
             training=self.training,
@@ -151,9 +151,8 @@ class ChannelGate(_ScaledGate):
         self.two_sided = two_sided
 
     def score(self, statistic: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c 1 1"]:
-        if self.two_sided:
-            return (MEDIAN_ABS_NORMAL - statistic.abs()).mean((2, 3), keepdim=True)
-        mean = statistic.mean((2, 3), keepdim=True)
+        centred = MEAN_ABS_NORMAL - statistic.abs() if self.two_sided else statistic
+        mean = centred.mean((2, 3), keepdim=True)
         return unit_variance(mean, self.score_var, training=self.training, momentum=self.momentum, sync=self.sync)
 
     def overhead(self, c_in: int, c_out: int, in_pixels: int, out_pixels: int) -> Overhead:
@@ -203,11 +202,6 @@ class FCGate(_InputGate):
 
     def overhead(self, c_in: int, c_out: int, in_pixels: int, out_pixels: int) -> Overhead:
         return Overhead(c_in * in_pixels, c_in * c_out)
-
-
-def _group_mean(score: Float[Tensor, "n c h w"], groups: int) -> Float[Tensor, "n g h w"]:
-    n, c, h, w = score.shape
-    return score.reshape(n, groups, c // groups, h, w).mean(2)
 
 
 def make_gate(config: GateConfig, *, c_in: int, c_out: int, output_groups: int, two_sided: bool = False) -> Gate:

@@ -113,6 +113,18 @@ def touched(*tensors: Tensor | None) -> None:
     torch.autograd.graph.increment_version([x for x in tensors if x is not None and not x.is_inference()])
 
 
+def refuse_second_derivatives() -> None:
+    """Call first in a backward: gradients with `create_graph` would silently lack this operator's part.
+
+    Raises: BackendError: the backward pass is itself recorded.
+    """
+    if torch.is_grad_enabled():
+        raise BackendError(
+            "the native operators have no second derivative; call backward without create_graph, or set "
+            "HEADGATE_NATIVE=0 to use the reference"
+        )
+
+
 NormArguments = tuple[int, int, int, int, bool, float, float, int, int]
 
 

@@ -20,6 +20,7 @@ from headgate.train.recipe import BudgetConfig
 
 OFFSET_LIMITS = (-4.0, 6.0)  # standard deviations: beyond them a normal score is always, or never, above
 OPEN_DENSITY = 0.98  # where closing starts: below 1, for a logit must exist
+OPEN_OFFSET = -2.05  # standard deviations: where a normal score is above with that density
 
 
 def set_offset_(model: nn.Module, offset: float) -> None:
@@ -62,15 +63,15 @@ class Steering(ABC):
 class FixedTarget(Steering):
     """The user names T itself; while closing, it comes up from fully open."""
 
-    def __init__(self, target: float) -> None:
+    def __init__(self, target: float, *, closing: bool = False) -> None:
         self.target = target
-        self.offset = target
+        self.offset = OPEN_OFFSET if closing else target
 
     def penalty(self, executed_share: Tensor) -> Tensor | None:
         return None
 
     def update(self, executed_share: float, progress: float) -> None:
-        self.offset = -2.0 + (self.target + 2.0) * progress
+        self.offset = OPEN_OFFSET + (self.target - OPEN_OFFSET) * progress
 
     def state(self) -> dict[str, float]:
         return {"offset": self.offset}
@@ -82,10 +83,10 @@ class ThresholdSteering(Steering):
     GAIN = 0.03  # per step: a time constant of about 30 steps, against batch noise of a few percent
     PLANT = 1.7  # d logit(Φ(−T)) / dT near 0: how strongly a normal score answers
 
-    def __init__(self, target_share: float, base_share: float) -> None:
+    def __init__(self, target_share: float, base_share: float, *, closing: bool = False) -> None:
         self.base_share = base_share
         self.target_density = (target_share - base_share) / (1 - base_share)
-        self.offset = 0.0
+        self.offset = OPEN_OFFSET if closing else 0.0
 
     def penalty(self, executed_share: Tensor) -> Tensor | None:
         return None
@@ -101,12 +102,17 @@ class ThresholdSteering(Steering):
 
 
 class PenaltySteering(Steering):
-    """loss += multiplier · executed share; the multiplier rises while the share is above the target (dual ascent)."""
+    """loss += multiplier · executed share; the multiplier rises while the share is above the target (dual ascent).
+
+    While closing, an offset that fades out opens the gates.
+    """
 
     RATE = 0.02
 
-    def __init__(self, target_share: float) -> None:
+    def __init__(self, target_share: float, *, closing: bool = False) -> None:
         self.target_share = target_share
+        self.offset = OPEN_OFFSET if closing else 0.0
+        self.opening = self.offset
         self.multiplier = 0.0
         self.wanted = target_share
 
@@ -114,11 +120,12 @@ class PenaltySteering(Steering):
         return executed_share * (self.multiplier / self.wanted)
 
     def update(self, executed_share: float, progress: float) -> None:
+        self.offset = self.opening * (1 - progress)
         self.wanted = 1.0 + (self.target_share - 1.0) * progress
         self.multiplier = max(self.multiplier + self.RATE * (executed_share / self.wanted - 1), 0.0)
 
     def state(self) -> dict[str, float]:
-        return {"multiplier": self.multiplier, "wanted": self.wanted}
+        return {"offset": self.offset, "multiplier": self.multiplier, "wanted": self.wanted}
 
 
 def _logit(p: float) -> float:
@@ -135,8 +142,9 @@ def make_steering(budget: BudgetConfig, base_share: float) -> Steering | None:
     """
     if budget.forced is not None:
         return None
+    closing = budget.close_epochs > 0
     if budget.target is not None:
-        return FixedTarget(budget.target)
+        return FixedTarget(budget.target, closing=closing)
     assert budget.mac_reduction is not None
     if 1 / budget.mac_reduction <= base_share * 1.001:
         raise ConfigError(
@@ -144,27 +152,37 @@ def make_steering(budget: BudgetConfig, base_share: float) -> Steering | None:
             f"{budget.mac_reduction}; use more groups"
         )
     share = 1 / budget.mac_reduction
-    return PenaltySteering(share) if budget.steering == "penalty" else ThresholdSteering(share, base_share)
+    if budget.steering == "penalty":
+        return PenaltySteering(share, closing=closing)
+    return ThresholdSteering(share, base_share, closing=closing)
 
 
 def calibrate_(
     model: nn.Module, mac_reduction: float, measure: Callable[[], float], *, tolerance: float = 0.003, tries: int = 12
 ) -> float:
-    """Bisect the threshold offset, in place, until `measure()` gives the wanted MAC reduction.
+    """Bracket, then bisect the threshold offset, in place, until `measure()` gives the wanted MAC reduction.
 
     Args:
         measure: counts the model's MAC reduction in evaluation mode, on images that are not test images.
         tolerance: relative.
-    Returns: the reduction reached.
+        tries: measurements after which the nearest offset so far is kept.
+    Returns: the reduction reached; the caller judges whether it is near enough.
     """
-    start = float(next(iter(gated_layers(model).values())).gate.offset)
-    low, high = start - 1.0, start + 1.0
-    reached = measure()
+    offset = float(next(iter(gated_layers(model).values())).gate.offset)
+    low, high = -math.inf, math.inf  # offsets known to save too little, and too much
+    step = 0.25
+    nearest = (math.inf, offset, 0.0)
     for _ in range(tries):
-        if abs(reached / mac_reduction - 1) <= tolerance:
-            break
-        offset = float(next(iter(gated_layers(model).values())).gate.offset)
-        low, high = (offset, high) if reached < mac_reduction else (low, offset)
-        set_offset_(model, (low + high) / 2)
+        set_offset_(model, offset)
         reached = measure()
-    return reached
+        nearest = min(nearest, (abs(reached / mac_reduction - 1), offset, reached))
+        if nearest[0] <= tolerance:
+            break
+        low, high = (offset, high) if reached < mac_reduction else (low, offset)
+        if math.isfinite(low + high):
+            offset = (low + high) / 2
+        else:
+            offset += step if reached < mac_reduction else -step
+            step *= 2
+    set_offset_(model, nearest[1])
+    return nearest[2]

@@ -60,7 +60,8 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], *, autocast: torch.dtyp
             counts = count(model, served())
     finally:
         handle.remove()
-    all_logits, all_labels = torch.cat(logits), torch.cat(labels)
+    all_logits = torch.cat(logits)
+    all_labels = torch.cat(labels).to(all_logits.device)
     classes = all_logits.shape[1]
     figures = {
         "accuracy": MulticlassAccuracy(classes, average="micro"),

@@ -32,7 +32,11 @@ class RunLog:
             from torch.utils.tensorboard import SummaryWriter
 
             path = folder / METRICS
-            kept = [line for line in read_metrics(folder) if line["step"] <= first_step]
+            kept = [
+                line
+                for line in read_metrics(folder)
+                if line["step"] <= first_step and not (line["kind"] == "eval" and line["step"] == total_steps)
+            ]
             with atomic_write(path) as temporary:
                 temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
             self._file = path.open("a")
@@ -79,6 +83,35 @@ class RunLog:
         shown = ("loss", "accuracy", "density", "mac_reduction")
         text = "  ".join(f"{name} {figures[name]:.3f}" for name in shown if figures.get(name) is not None)
         self._progress.update(self._task, figures=f"{kind} {text}")
+
+
+class Meter:
+    """Averages between two lines of the log."""
+
+    def __init__(self) -> None:
+        self.loss = self.accuracy = self.share = self.seconds = 0.0
+        self.images = self.steps = 0
+        self.gated = False
+
+    def add(self, loss: float, accuracy: float, share: float | None, images: int, seconds: float) -> None:
+        self.loss += loss
+        self.accuracy += accuracy
+        self.gated = share is not None
+        self.share += share or 0.0
+        self.images += images
+        self.seconds += seconds
+        self.steps += 1
+
+    def figures(self, base_share: float | None) -> dict[str, float]:
+        figures = {
+            "loss": self.loss / self.steps,
+            "accuracy": self.accuracy / self.steps,
+            "images_per_second": self.images / self.seconds,
+        }
+        if self.gated and base_share is not None:
+            share = self.share / self.steps
+            figures |= {"mac_reduction": 1 / share, "density": (share - base_share) / (1 - base_share)}
+        return figures
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import torch
 from accelerate import Accelerator
@@ -20,17 +17,18 @@ from torch import Tensor, nn
 from headgate.checkpoint import load, save
 from headgate.convert import gate_
 from headgate.counting import MacLedger
-from headgate.errors import CheckpointError, DivergedError, ModelError
+from headgate.errors import CheckpointError, DivergedError, HeadgateError, ModelError
 from headgate.files import atomic_write
 from headgate.fusion import fuse, set_sync_
-from headgate.nn import GatedConv2d, Observation, gated_layers, observe
+from headgate.nn import GatedConv2d, Observation, gated_layers, observe, threshold_loss
 from headgate.train.allocator import keep_freed_memory
 from headgate.train.budget import Steering, calibrate_, fold_offset_, make_steering, set_offset_
 from headgate.train.evaluate import Evaluation, evaluate
-from headgate.train.log import RunLog
+from headgate.train.interrupt import interruptible
+from headgate.train.log import Meter, RunLog
 from headgate.train.losses import task_loss
 from headgate.train.prepare import Loaders, make_loaders
-from headgate.train.recipe import BudgetConfig, Recipe
+from headgate.train.recipe import BudgetConfig, DistillConfig, Recipe
 from headgate.train.schedule import interpolate, learning_rate
 from headgate.train.seeding import generator
 from headgate.train.state import Progress, load_state, save_state
@@ -39,8 +37,9 @@ STATE, MODEL, RECIPE, SUMMARY, COUNTS = (
     "state.safetensors", "model.safetensors", "recipe.json", "summary.json", "counts.json"
 )  # fmt: skip
 LOG_EVERY = 50  # steps
+BUDGET_TOLERANCE = 0.03  # relative; beyond it the user is told
 THRESHOLD_LIMIT = 3.0  # standard deviations that one threshold may stray from its layer's common T
-_ELASTIC = 2  # what a generator is for; beside order and augmentation in train.data
+_ELASTIC = 3  # what a generator is for; train.data and train.streaming have 0 to 2
 
 
 class InterruptedRun(KeyboardInterrupt):
@@ -86,7 +85,12 @@ def train(recipe: Recipe, folder: str | Path, *, resume: bool = True, console: b
         InterruptedRun: Ctrl-C; the state was saved and the same call resumes.
         ConfigError, DataError, ModelError: from the recipe's parts.
     """
-    return _Run(recipe, Path(folder), resume=resume, console=console).run()
+    try:
+        return _Run(recipe, Path(folder), resume=resume, console=console).run()
+    except HeadgateError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"cannot use {folder} for a run: {error}; choose another folder") from error
 
 
 class _Run:
@@ -102,7 +106,7 @@ class _Run:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         self.data: Loaders = make_loaders(recipe, rank, world, self.device)
         self.model = build_model(recipe, self.data.example_input).to(self.device)
-        self.teacher = load(recipe.distill.teacher).to(self.device).eval() if recipe.distill is not None else None
+        self.teacher = self._load_teacher(recipe.distill) if recipe.distill is not None else None
         self.budget: BudgetConfig | None = recipe.budget
         self.ledger: MacLedger | None = None
         self.steering: Steering | None = None
@@ -119,6 +123,25 @@ class _Run:
             if self.steering is not None:
                 self.steering.restore(self.progress.steering)
 
+    def _load_teacher(self, config: DistillConfig) -> nn.Module:
+        teacher = load(config.teacher).to(self.device).eval()
+        preprocess = getattr(teacher, "preprocess", None)
+        if preprocess is not None and preprocess != self.data.preprocess:
+            raise CheckpointError(
+                f"the teacher {config.teacher} was trained on other data (classes, mean or std differ)"
+            )
+        try:
+            with torch.no_grad():
+                classes = teacher(self.data.example_input.to(self.device)).shape[1]
+        except RuntimeError as error:
+            raise CheckpointError(f"the teacher {config.teacher} cannot take this data's images: {error}") from error
+        if classes != self.recipe.architecture.num_classes:
+            raise CheckpointError(
+                f"the teacher {config.teacher} must have the student's {self.recipe.architecture.num_classes} classes, "
+                f"got {classes}"
+            )
+        return teacher
+
     def _prepare_gates(self, budget: BudgetConfig) -> None:
         if budget.forced is not None:
             for layer in gated_layers(self.model).values():
@@ -128,7 +151,8 @@ class _Run:
                     if module is not None:
                         module.requires_grad_(False)
         images = next(self.data.calibration())[0]  # real ones: an "fc" gate's costs depend on what is zero
-        self.ledger = MacLedger(self.model, images)
+        height, width = self.data.example_input.shape[2:]  # and of the size that training sees, not evaluation
+        self.ledger = MacLedger(self.model, images[:, :, :height, :width])
         self.steering = make_steering(budget, self.ledger.fixed / self.ledger.dense)
 
     def _make_optimiser(self) -> torch.optim.SGD:
@@ -144,7 +168,7 @@ class _Run:
     def _fused(self) -> nn.Module:
         self.model.train()
         try:
-            return fuse(self.model)
+            return fuse(self.model, self.data.example_input.to(self.device))
         except ModelError as error:
             self.accelerator.print(f"training without fusion, at some cost in speed: {error}")
             return self.model
@@ -164,14 +188,14 @@ class _Run:
             first_step=self.progress.epoch * steps + self.progress.step,
             console=self.console,
         )
-        with log, _interruptible() as interrupted:
+        with log, interruptible() as interrupted:
             while self.progress.epoch < recipe.epochs:
                 self._epoch(log, interrupted)
                 epoch = self.progress.epoch
                 if epoch % recipe.eval_every == 0 and epoch < recipe.epochs:
                     self._log_evaluation(log, self._evaluate(quick=True))
                 self._save_state()
-            self._finish_gates()
+            self._finish_gates(interrupted)
             evaluation = self._evaluate(quick=False)
             self._log_evaluation(log, evaluation)
         if main:
@@ -182,7 +206,7 @@ class _Run:
         recipe, progress, steps = self.recipe, self.progress, len(self.data.train)
         self.model.train()
         self.trained.train()
-        meter = _Meter()
+        meter = Meter()
         before = time.perf_counter()
         for step, (images, labels, _) in self.data.train.epoch(progress.epoch, progress.step):
             position = progress.epoch + step / steps
@@ -198,7 +222,8 @@ class _Run:
                 )
             now = time.perf_counter()
             progress.seconds += now - before
-            meter.add(loss, float((logits.argmax(1) == labels).float().mean()), share, len(labels), now - before)
+            correct = self.accelerator.reduce((logits.argmax(1) == labels).float().mean(), "mean")
+            meter.add(loss, float(correct), share, self.recipe.batch_size, now - before)
             before = now
             progress.step = step + 1
             done = progress.epoch * steps + progress.step
@@ -207,11 +232,18 @@ class _Run:
                 offset = self.steering.offset if self.steering is not None else None
                 figures = {"epoch": position, "lr": rate, "grad_norm": grad_norm, "offset": offset}
                 log.write("train", done, figures | meter.figures(self._base_share))
-                meter = _Meter()
-            if interrupted[0]:
+                meter = Meter()
+            if self._stopped(interrupted):
                 self._save_state()
                 raise InterruptedRun(f"interrupted; the state is saved in {self.state_path}")
         progress.epoch, progress.step = progress.epoch + 1, 0
+
+    def _stopped(self, interrupted: list[bool]) -> bool:
+        """Whether any process was told to stop; all of them get the same answer."""
+        if self.accelerator.num_processes == 1:
+            return interrupted[0]
+        flag = torch.tensor(float(interrupted[0]), device=self.device)
+        return bool(self.accelerator.reduce(flag, "sum") > 0)
 
     def _step(
         self, images: Tensor, labels: Tensor, position: float, global_step: int
@@ -223,7 +255,8 @@ class _Run:
         open_counts: dict[str, Tensor] = {}
 
         def keep(name: str, _layer: GatedConv2d, observation: Observation) -> None:
-            open_counts[name] = observation.open_counts
+            before = open_counts.get(name)  # a layer may run several times
+            open_counts[name] = observation.open_counts if before is None else before + observation.open_counts
 
         with observe(self.model, keep) if self.steering is not None else nullcontext(), self._autocast():
             logits = self.wrapped(images)
@@ -245,7 +278,8 @@ class _Run:
             if penalty is not None:
                 loss = loss + penalty
             elif self.budget.weight:
-                loss = loss + self.budget.weight * self._threshold_spread()
+                # T is the common offset, so Σ (T − Δ)² is the spread of what is left: the thresholds themselves
+                loss = loss + threshold_loss(self.model, 0.0, self.budget.weight)
             share = float(self.accelerator.reduce(executed.detach(), "mean"))
             if nudge == 0:
                 progress = position / self.budget.close_epochs if self.budget.close_epochs else 1.0
@@ -278,10 +312,6 @@ class _Run:
             layer.gate.slope = slope
         return nudge
 
-    def _threshold_spread(self) -> Tensor:
-        """Σ (T − Δ)² of the method: T is the common offset, so what is left are the thresholds themselves."""
-        return torch.stack([layer.gate.threshold.square().sum() for layer in gated_layers(self.model).values()]).sum()
-
     @property
     def _base_share(self) -> float | None:
         return None if self.ledger is None else self.ledger.fixed / self.ledger.dense
@@ -292,19 +322,35 @@ class _Run:
         if self.steering is not None:
             set_offset_(self.model, self.steering.offset)
         autocast = torch.bfloat16 if quick and self.recipe.precision == "bf16" else None
-        return evaluate(self.model, self.data.test(), autocast=autocast)
+        self._agree_on_buffers()
+        return evaluate(self.model, self.data.test(limited=quick), autocast=autocast)
 
-    def _finish_gates(self) -> None:
+    def _agree_on_buffers(self) -> None:
+        """Running statistics drift apart between processes; what is saved is the first one's."""
+        if self.accelerator.num_processes > 1:
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
+    def _finish_gates(self, interrupted: list[bool]) -> None:
         """End exactly on the budget: training batches and evaluation differ a little."""
         if self.steering is None or self.budget is None:
             return
         set_offset_(self.model, self.steering.offset)
-        if self.budget.mac_reduction is not None:
+        wanted = self.budget.mac_reduction
+        if wanted is not None:
+            self._agree_on_buffers()
 
             def measure() -> float:
+                if self._stopped(interrupted):
+                    raise InterruptedRun(f"interrupted after training; the same command goes on from {self.state_path}")
                 return evaluate(self.model, self.data.calibration()).counts.mac_reduction
 
-            calibrate_(self.model, self.budget.mac_reduction, measure)
+            reached = calibrate_(self.model, wanted, measure)
+            if abs(reached / wanted - 1) > BUDGET_TOLERANCE:
+                self.accelerator.print(
+                    f"warning: the gates reached a MAC reduction of {reached:.2f}, not {wanted:.2f}; train longer, "
+                    "or ask for less"
+                )
         fold_offset_(self.model)
         self.steering.offset = 0.0
 
@@ -342,48 +388,3 @@ class _Run:
         evaluation.counts.save(self.folder / COUNTS)
         with atomic_write(self.folder / SUMMARY) as temporary:
             temporary.write_text(json.dumps(summary, indent=2) + "\n")
-
-
-class _Meter:
-    """Averages between two lines of the log."""
-
-    def __init__(self) -> None:
-        self.loss = self.accuracy = self.share = self.seconds = 0.0
-        self.images = self.steps = 0
-        self.gated = False
-
-    def add(self, loss: float, accuracy: float, share: float | None, images: int, seconds: float) -> None:
-        self.loss += loss
-        self.accuracy += accuracy
-        self.gated = share is not None
-        self.share += share or 0.0
-        self.images += images
-        self.seconds += seconds
-        self.steps += 1
-
-    def figures(self, base_share: float | None) -> dict[str, float]:
-        figures = {
-            "loss": self.loss / self.steps,
-            "accuracy": self.accuracy / self.steps,
-            "images_per_second": self.images / self.seconds,
-        }
-        if self.gated and base_share is not None:
-            share = self.share / self.steps
-            figures |= {"mac_reduction": 1 / share, "density": (share - base_share) / (1 - base_share)}
-        return figures
-
-
-@contextmanager
-def _interruptible() -> Iterator[list[bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a flag, so that a run stops between two steps."""
-    flag = [False]
-
-    def handle(_signal: int, _frame: FrameType | None) -> None:
-        flag[0] = True
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield flag
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

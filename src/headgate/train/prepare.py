@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from headgate.checkpoint import Preprocess
-from headgate.errors import DataError, ModelError
+from headgate.errors import ConfigError, DataError, ModelError
 from headgate.train.augment import (
     CIFAR10_NORMALISE,
     DIGITS_NORMALISE,
@@ -57,15 +57,15 @@ class Loaders:
     _test: Loader
     _calibration: Loader
     _test_batches: int | None
+    _calibration_batches: int
 
-    def test(self) -> Iterator[Batch]:
-        """The test split, or what the recipe's `eval_images` leaves of it."""
-        return (batch for _, batch in islice(self._test.epoch(0), self._test_batches))
+    def test(self, *, limited: bool = False) -> Iterator[Batch]:
+        """The test split; `limited`: what the recipe's `eval_images` leaves of it, in whole batches."""
+        return (batch for _, batch in islice(self._test.epoch(0), self._test_batches if limited else None))
 
     def calibration(self) -> Iterator[Batch]:
         """A fixed part of the training split, not augmented."""
-        batches = CALIBRATION_IMAGES // EVALUATION_BATCH
-        return (batch for _, batch in islice(self._calibration.epoch(0), batches))
+        return (batch for _, batch in islice(self._calibration.epoch(0), self._calibration_batches))
 
 
 def make_loaders(recipe: Recipe, rank: int, world_size: int, device: torch.device) -> Loaders:
@@ -135,6 +135,7 @@ def make_loaders(recipe: Recipe, rank: int, world_size: int, device: torch.devic
         preprocess=Preprocess(normalise.mean, normalise.std, input_size=shape[1:], classes=classes),
         _test=test,
         _calibration=calibration,
+        _calibration_batches=max(1, CALIBRATION_IMAGES // evaluation_batch),
         _test_batches=None if recipe.eval_images is None else -(-recipe.eval_images // evaluation_batch),
     )
 
@@ -152,13 +153,26 @@ def evaluation_batches(model: nn.Module, source: str, *, limit: int | None = Non
         model: loaded from a checkpoint, so that it knows its preprocessing.
         source: see `DataConfig.source`.
         limit: the first so many images only.
-    Raises: ModelError: the model does not know its preprocessing. DataError: see `load_in_memory`.
+    Raises:
+        ModelError: the model does not know its preprocessing.
+        ConfigError: limit is below 1.
+        DataError: see `load_in_memory`; the images' size or the classes are not those of training.
     """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"images must be ≥ 1, got {limit}")
     preprocess = getattr(model, "preprocess", None)
     if not isinstance(preprocess, Preprocess):
         raise ModelError("model must know its preprocessing (mean and std), as loaded checkpoints do; set preprocess")
     normalise = Normalise(mean=tuple(preprocess.mean.flatten().tolist()), std=tuple(preprocess.std.flatten().tolist()))
     data = load_in_memory(source, "test", channels=len(normalise.mean))
+    size = (data.images.shape[2], data.images.shape[3])
+    if preprocess.input_size is not None and size != preprocess.input_size:
+        raise DataError(f"{source} has images of {size}, the model was trained on {preprocess.input_size}; resize them")
+    if preprocess.classes is not None and data.classes != preprocess.classes:
+        raise DataError(
+            f"{source} must have the {len(preprocess.classes)} classes that the model was trained on, got "
+            f"{len(data.classes)} classes or other names"
+        )
     if limit is not None:
         data = data.subset(torch.arange(min(limit, len(data))))
     device = next(model.parameters()).device

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from headgate.errors import ConfigError
 from headgate.models import Architecture
 from headgate.nn import GateConfig
 
 
+def _one_of(name: str, value: object, kind: object) -> None:
+    """Require that a field holds one of its Literal's values."""
+    _require(value in get_args(kind), f"{name} must be one of {', '.join(map(str, get_args(kind)))}, got {value!r}")
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+Loading = Literal["memory", "stream"]
+Augmentation = Literal["crop-flip", "crop", "imagenet", "none"]
+Schedule = Literal["steps", "cosine"]
+SteeringKind = Literal["threshold", "penalty"]
+Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,16 +35,27 @@ class DataConfig:
     Attributes:
         source: a folder (parquet or one folder per class), a name on the Hub, or "digits" (scikit-learn's, embedded).
         loading: "memory" keeps all images as one uint8 tensor; "stream" decodes them as they are needed.
-        augment: "crop-flip" (pad 4, crop, mirror), "crop" (no mirror: digits), "imagenet" (the paper's), "none".
+        augment: in memory: "crop-flip" (pad 4, crop, mirror), "crop" (no mirror: digits) or "none"; streamed:
+            "imagenet" (the paper's, with PCA colour) or "crop-flip" (the same without colour).
         size: side of the square that the network sees; streamed images only.
         workers: decoding processes; streamed images only.
     """
 
     source: str
-    loading: Literal["memory", "stream"] = "memory"
-    augment: Literal["crop-flip", "crop", "imagenet", "none"] = "crop-flip"
+    loading: Loading = "memory"
+    augment: Augmentation = "crop-flip"
     size: int = 224
     workers: int = 2
+
+    def __post_init__(self) -> None:
+        _one_of("loading", self.loading, Loading)
+        _one_of("augment", self.augment, Augmentation)
+        fitting = ("crop-flip", "imagenet") if self.loading == "stream" else ("crop-flip", "crop", "none")
+        _require(
+            self.augment in fitting, f"augment must be one of {fitting} with loading={self.loading}, got {self.augment}"
+        )
+        _require(self.size >= 1, f"size must be ≥ 1, got {self.size}")
+        _require(self.workers >= 0, f"workers must be ≥ 0, got {self.workers}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +63,7 @@ class OptimiserConfig:
     """SGD, as in the paper (appendix A.3).
 
     Attributes:
-        decay_thresholds: thresholds are pulled by their own loss; weight decay on them would pull toward 0.
+        weight_decay: of everything but thresholds, which their own loss pulls.
         max_grad_norm: clip the global norm of the gradient; None: never.
     """
 
@@ -64,10 +87,14 @@ class ScheduleConfig:
         warmup_epochs: linear from 0 first; thresholds can run away without it.
     """
 
-    kind: Literal["steps", "cosine"] = "cosine"
+    kind: Schedule = "cosine"
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
     warmup_epochs: float = 0.0
+
+    def __post_init__(self) -> None:
+        _one_of("kind", self.kind, Schedule)
+        _require(self.warmup_epochs >= 0, f"warmup_epochs must be ≥ 0, got {self.warmup_epochs}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +115,7 @@ class BudgetConfig:
 
     mac_reduction: float | None = None
     target: float | None = None
-    steering: Literal["threshold", "penalty"] = "threshold"
+    steering: SteeringKind = "threshold"
     weight: float = 1e-4
     close_epochs: float = 0.0
     elastic: float = 0.0
@@ -96,6 +123,8 @@ class BudgetConfig:
     forced: Literal["open", "closed"] | None = None
 
     def __post_init__(self) -> None:
+        _one_of("steering", self.steering, SteeringKind)
+        _require(self.forced in (None, "open", "closed"), f"forced must be open or closed, got {self.forced!r}")
         named = sum(value is not None for value in (self.mac_reduction, self.target, self.forced))
         _require(
             named == 1,
@@ -107,6 +136,10 @@ class BudgetConfig:
         )
         _require(self.close_epochs >= 0, f"close_epochs must be ≥ 0, got {self.close_epochs}")
         _require(self.elastic >= 0, f"elastic must be ≥ 0, got {self.elastic}")
+        _require(
+            self.forced is None or not (self.elastic or self.close_epochs or self.slope_final),
+            "forced gates do not move: they exclude elastic, close_epochs and slope_final",
+        )
         _require(
             self.steering == "threshold" or self.mac_reduction is not None,
             "steering='penalty' needs mac_reduction: it has no target T",
@@ -143,7 +176,7 @@ class Recipe:
         precision: "bf16" computes convolutions in bfloat16 (autocast); parameters stay float32.
         sync_norm: batch statistics over all processes; then N processes train like one.
         eval_every: epochs between evaluations; the last epoch is always evaluated.
-        eval_images: evaluate on the first so many test images; None: all.
+        eval_images: evaluate during training on about so many test images; None: all. The end is always on all.
     """
 
     name: str
@@ -157,7 +190,7 @@ class Recipe:
     schedule: ScheduleConfig = ScheduleConfig()
     distill: DistillConfig | None = None
     init_from: str | None = None
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     sync_norm: bool = False
     label_smoothing: float = 0.0
     seed: int = 0
@@ -165,6 +198,14 @@ class Recipe:
     eval_images: int | None = None
 
     def __post_init__(self) -> None:
+        _one_of("precision", self.precision, Precision)
+        _require(0 <= self.seed < 2**32, f"seed must be in [0, 2^32), got {self.seed}")
+        _require(self.eval_images is None or self.eval_images >= 1, f"eval_images must be ≥ 1, got {self.eval_images}")
+        _require(
+            self.budget is None or self.budget.close_epochs <= self.epochs,
+            f"close_epochs must be at most the {self.epochs} epochs of the run, got "
+            f"{self.budget.close_epochs if self.budget is not None else None}",
+        )
         _require(self.epochs >= 1, f"epochs must be ≥ 1, got {self.epochs}")
         _require(self.batch_size >= 1, f"batch_size must be ≥ 1, got {self.batch_size}")
         _require(self.eval_every >= 1, f"eval_every must be ≥ 1, got {self.eval_every}")

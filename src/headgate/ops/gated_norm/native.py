@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from headgate.ops import native
 from headgate.ops.batch_norm import BatchNorm
@@ -86,8 +85,8 @@ class _GatedNorm(torch.autograd.Function):
         return output, counts
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor | None, grad_counts: Tensor | None) -> tuple[Tensor | None, ...]:
+        native.refuse_second_derivatives()
         extension = native.module()
         assert extension is not None
         saved = ctx.saved_tensors

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from headgate.ops import native
 from headgate.ops.batch_norm import BatchNorm
@@ -43,8 +42,8 @@ class _NormAct(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        native.refuse_second_derivatives()
         extension = native.module()
         assert extension is not None
         x, weight, bias, stats, output = ctx.saved_tensors
