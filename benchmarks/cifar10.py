@@ -2,9 +2,10 @@
 
     python benchmarks/cifar10.py --data ../shared/data/cifar10 --out runs/cifar10 --seeds 1 --jobs 2
 
-Every variant but "thinner" starts from the dense run of its seed, learns from it as its teacher, and trains
-`--epochs` more. Finished runs are kept and unfinished ones resumed, so the command can be killed and repeated;
-results of what is finished go to benchmarks/results/cifar10.json, and the table to the screen.
+Every gated or static variant, and "longer", starts from the dense run of its seed, learns from it as its teacher, and
+trains `--epochs` more; "thinner" trains from scratch for as many epochs in all, with the same teacher. Finished runs
+are kept and unfinished ones resumed, so the command can be killed and repeated; results of what is finished go to
+benchmarks/results/cifar10.json, and the table to the screen.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Variant:
 
 VARIANTS = {
     "dense": Variant("dense"),
+    "longer": Variant("dense, trained on like the gated ones"),
     "activation": Variant(
         "activation gate, G = 4, 3×",
         GateConfig(groups=4, granularity="activation", shuffle=True),
@@ -70,16 +72,21 @@ def recipe(variant: Variant, seed: int, options: argparse.Namespace) -> Recipe:
     """The run behind one cell of the table."""
     base = recipes.get(options.recipe)
     base = replace(base, seed=seed, data=replace(base.data, source=options.data), epochs=options.dense_epochs)
-    if variant.gate is None or variant.budget is None:
-        return replace(recipes.dense(base), architecture=replace(base.architecture, width=variant.width or 16))
+    if variant is VARIANTS["dense"]:
+        return recipes.dense(base)
     dense = str(folder("dense", seed, options) / "model.safetensors")
+    teacher = DistillConfig(teacher=dense)
+    if variant.width is not None:
+        thinner = replace(base.architecture, width=variant.width)
+        epochs = options.dense_epochs + options.epochs
+        return replace(recipes.dense(base), architecture=thinner, epochs=epochs, distill=teacher)
     return replace(
         base,
         gate=variant.gate,
         budget=variant.budget,
         epochs=options.epochs,
         init_from=dense,
-        distill=DistillConfig(teacher=dense),
+        distill=teacher,
         optimiser=replace(base.optimiser, lr=0.05),
     )
 
@@ -108,15 +115,20 @@ def collect(options: argparse.Namespace) -> dict[str, object]:
     rows: dict[str, object] = {}
     for name, variant in VARIANTS.items():
         summaries = []
-        for path in sorted(Path(options.out).glob(f"{name}-s*/summary.json")):
-            summaries.append(json.loads(path.read_text()))
+        for seed in range(options.seeds):
+            path = folder(name, seed, options)
+            if not (path / "summary.json").exists():
+                continue
+            if Recipe.from_dict(json.loads((path / "recipe.json").read_text())) != recipe(variant, seed, options):
+                raise SystemExit(f"{path} holds a run of other options; choose another --out")
+            summaries.append(json.loads((path / "summary.json").read_text()))
         if summaries:
             keys = ("seed", "accuracy", "mac_reduction", "network_mac_reduction", "density", "epochs", "seconds")
             rows[name] = {"title": variant.title, "runs": [{key: run[key] for key in keys} for run in summaries]}
     return {
         "command": f"python benchmarks/cifar10.py --seeds {options.seeds} --epochs {options.epochs} "
         f"--dense-epochs {options.dense_epochs} --recipe {options.recipe}",
-        "data": "CIFAR-10 (JPEG-75 copy)",
+        "data": options.data_name,
         "date": date.today().isoformat(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
@@ -143,6 +155,7 @@ def show(results: dict[str, object]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
+    parser.add_argument("--data-name", default="CIFAR-10 (JPEG-75 copy)", help="what to call the data in the results")
     parser.add_argument("--out", default="runs/cifar10")
     parser.add_argument("--recipe", default="resnet20-cifar10")
     parser.add_argument("--seeds", type=int, default=1)

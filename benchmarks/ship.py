@@ -51,14 +51,13 @@ def main() -> None:
         gates = f"{gate['granularity']}, G = {gate['groups']}{shuffle}, {gate['norm']} norms"
         reductions = (f"{summary['mac_reduction']:.2f}×", f"{summary['network_mac_reduction']:.2f}×")
 
+    if (options.run / "model.safetensors").stat().st_size > MAX_BYTES:
+        raise SystemExit(f"{options.name} is larger than {MAX_BYTES} bytes; ship a smaller model")
     PRETRAINED.mkdir(exist_ok=True)
     target = PRETRAINED / f"{options.name}.safetensors"
     model = load(options.run / "model.safetensors")
     figures = ("accuracy", "mac_reduction", "network_mac_reduction", "density", "epochs", "seed")
     save(model, target, metadata={key: summary[key] for key in figures} | {"data": "CIFAR-10 (JPEG-75 copy)"})
-    if target.stat().st_size > MAX_BYTES:
-        target.unlink()
-        raise SystemExit(f"{options.name} is larger than {MAX_BYTES} bytes; ship a smaller model")
     card = CARD.format(
         name=options.name,
         architecture=recipe["architecture"]["name"],

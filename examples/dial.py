@@ -23,7 +23,7 @@ def main(epochs: int = 15) -> None:
         model = hg.load(f"{folder}/model.safetensors")
     hg.shift_thresholds_(model, -1.0)
     for shift in (-1.0, -0.5, 0.0, 0.5, 1.0):
-        result = evaluate(model, evaluation_batches(model, "digits"))
+        result = evaluate(model, evaluation_batches(model, recipe.data))
         print(f"dial {shift:+.1f}: accuracy {result.accuracy:.3f}, {result.counts.mac_reduction:.2f}× fewer MACs")
         hg.shift_thresholds_(model, 0.5)
 

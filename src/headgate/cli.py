@@ -18,7 +18,7 @@ from headgate.errors import CheckpointError, ConfigError, HeadgateError
 if TYPE_CHECKING:
     from torch import nn
 
-    from headgate.train import Evaluation, Recipe
+    from headgate.train import DataConfig, Evaluation, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,15 +149,17 @@ class Eval:
 
     def run(self, console: Console) -> None:
         from headgate.nn import shift_thresholds_
-        from headgate.train import evaluate
+        from headgate.train import DataConfig, evaluate
         from headgate.train.prepare import evaluation_batches
 
-        model, source = _find_model(self.model)
-        if self.data is None and source is None:
+        model, config = _find_model(self.model)
+        if self.data is not None:
+            config = replace(config or DataConfig(source=self.data), source=self.data)
+        if config is None:
             raise ConfigError(f"data must be given: {self.model} does not say what it was trained on")
         if self.shift:
             shift_thresholds_(model, self.shift)
-        evaluation = evaluate(model, evaluation_batches(model, self.data or source or "", limit=self.images))
+        evaluation = evaluate(model, evaluation_batches(model, config, limit=self.images))
         console.print(str(evaluation.counts), markup=False)
         _show(console, {self.model: evaluation})
 
@@ -235,11 +237,12 @@ def _given(**options: object) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _find_model(name: str) -> tuple[nn.Module, str | None]:
+def _find_model(name: str) -> tuple[nn.Module, DataConfig | None]:
     """A model, and the data that it was trained on where that is known."""
     import json
 
     from headgate.checkpoint import list_pretrained, load, pretrained
+    from headgate.train import Recipe
     from headgate.train.loop import MODEL, RECIPE
 
     path = Path(name)
@@ -247,10 +250,10 @@ def _find_model(name: str) -> tuple[nn.Module, str | None]:
         if not (path / MODEL).exists():
             raise CheckpointError(f"{path} holds no finished run: {MODEL} is missing; finish it with headgate train")
         try:
-            source = str(json.loads((path / RECIPE).read_text())["data"]["source"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            config = Recipe.from_dict(json.loads((path / RECIPE).read_text())).data
+        except (OSError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{path / RECIPE} is missing or damaged ({error}); name {path / MODEL}") from error
-        return load(path / MODEL), source
+        return load(path / MODEL), config
     if path.exists() or path.suffix == ".safetensors":
         return load(path), None
     if name in list_pretrained():

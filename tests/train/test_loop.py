@@ -20,11 +20,12 @@ from headgate.checkpoint import load
 from headgate.counting import Counts
 from headgate.errors import CheckpointError, DataError, DivergedError
 from headgate.nn import GateConfig, shift_thresholds_
-from headgate.train import BudgetConfig, DistillConfig, InterruptedRun, Recipe, evaluate, train
+from headgate.train import BudgetConfig, DataConfig, DistillConfig, InterruptedRun, Recipe, evaluate, train
 from headgate.train.log import read_metrics
 from headgate.train.prepare import evaluation_batches
 
 pytestmark = pytest.mark.slow
+DIGITS = DataConfig(source="digits", augment="crop")
 
 
 def recipe(**changes: object) -> Recipe:
@@ -48,7 +49,7 @@ def test_training_learns_and_ends_on_the_budget(tmp_path: Path, steering: str) -
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["accuracy"] == pytest.approx(result.evaluation.accuracy)
     model = load(tmp_path / "model.safetensors")
-    again = evaluate(model, evaluation_batches(model, "digits"))
+    again = evaluate(model, evaluation_batches(model, DIGITS))
     assert again.accuracy == pytest.approx(result.evaluation.accuracy)
     assert again.counts.mac_reduction == pytest.approx(result.evaluation.counts.mac_reduction)
     lines = read_metrics(tmp_path)
@@ -183,7 +184,7 @@ def test_one_elastic_checkpoint_serves_several_budgets(tmp_path: Path) -> None:
     model = load(result.folder / "model.safetensors")
     reductions, accuracies = [], []
     for _ in range(3):
-        evaluation = evaluate(model, evaluation_batches(model, "digits"))
+        evaluation = evaluate(model, evaluation_batches(model, DIGITS))
         reductions.append(evaluation.counts.mac_reduction)
         accuracies.append(evaluation.accuracy)
         shift_thresholds_(model, 0.5)

@@ -23,7 +23,7 @@ from headgate.train.augment import (
     RandomCropFlip,
 )
 from headgate.train.data import Batch, ImageTensors, InMemoryLoader, load_in_memory
-from headgate.train.recipe import Recipe
+from headgate.train.recipe import DataConfig, Recipe
 from headgate.train.streaming import ImageSizes, StreamingLoader
 
 EVALUATION_BATCH = 250  # images per process
@@ -146,13 +146,12 @@ def _augment(kind: str, side: int) -> Augment | None:
     return RandomCropFlip(padding=max(1, side // 8), mirror=kind != "crop")  # 4 pixels at the paper's 32
 
 
-def evaluation_batches(model: nn.Module, source: str, *, limit: int | None = None) -> Iterator[Batch]:
-    """The test split of a small-image dataset, prepared as the model was trained.
+def evaluation_batches(model: nn.Module, config: DataConfig, *, limit: int | None = None) -> Iterator[Batch]:
+    """The test split of a dataset, prepared as the model was trained.
 
     Args:
         model: loaded from a checkpoint, so that it knows its preprocessing.
-        source: see `DataConfig.source`.
-        limit: the first so many images only.
+        limit: the first so many images only; of streamed ones, whole batches.
     Raises:
         ModelError: the model does not know its preprocessing.
         ConfigError: limit is below 1.
@@ -164,17 +163,34 @@ def evaluation_batches(model: nn.Module, source: str, *, limit: int | None = Non
     if not isinstance(preprocess, Preprocess):
         raise ModelError("model must know its preprocessing (mean and std), as loaded checkpoints do; set preprocess")
     normalise = Normalise(mean=tuple(preprocess.mean.flatten().tolist()), std=tuple(preprocess.std.flatten().tolist()))
-    data = load_in_memory(source, "test", channels=len(normalise.mean))
-    size = (data.images.shape[2], data.images.shape[3])
-    if preprocess.input_size is not None and size != preprocess.input_size:
-        raise DataError(f"{source} has images of {size}, the model was trained on {preprocess.input_size}; resize them")
-    if preprocess.classes is not None and data.classes != preprocess.classes:
-        raise DataError(
-            f"{source} must have the {len(preprocess.classes)} classes that the model was trained on, got "
-            f"{len(data.classes)} classes or other names"
-        )
-    if limit is not None:
-        data = data.subset(torch.arange(min(limit, len(data))))
     device = next(model.parameters()).device
-    loader = InMemoryLoader(data.to(device), batch_size=EVALUATION_BATCH, normalise=normalise)
-    return (batch for _, batch in loader.epoch(0))
+    loader: Loader
+    if config.loading == "stream":
+        loader = StreamingLoader(
+            config.source,
+            "test",
+            train=False,
+            batch_size=EVALUATION_BATCH,
+            sizes=ImageSizes(size=config.size),
+            normalise=normalise,
+            device=device,
+            num_workers=min(config.workers, len(os.sched_getaffinity(0))),
+        )
+        classes = loader.classes
+    else:
+        data = load_in_memory(config.source, "test", channels=len(normalise.mean))
+        classes, size = data.classes, (data.images.shape[2], data.images.shape[3])
+        if preprocess.input_size not in (None, size):
+            raise DataError(
+                f"{config.source} has images of {size}, the model was trained on {preprocess.input_size}; resize them"
+            )
+        if limit is not None:
+            data = data.subset(torch.arange(min(limit, len(data))))
+        loader = InMemoryLoader(data.to(device), batch_size=EVALUATION_BATCH, normalise=normalise)
+    if preprocess.classes not in (None, classes):
+        raise DataError(
+            f"{config.source} must have the {len(preprocess.classes or ())} classes that the model was trained on, got "
+            f"{len(classes)} classes or other names"
+        )
+    batches = None if limit is None else -(-limit // EVALUATION_BATCH)
+    return (batch for _, batch in islice(loader.epoch(0), batches))
