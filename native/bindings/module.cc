@@ -5,6 +5,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -184,11 +185,25 @@ void act_backward(const NormShapeTuple& shape, const View& input, const View& ou
 }
 
 std::vector<std::string> usable_isas() {
+  const std::vector<Isa> in_build = isas_in_build(), in_cpu = isas_in_cpu();
   std::vector<std::string> names;
-  for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
-    if (cpu_has(isa) && build_has(isa)) names.emplace_back(name(isa));
+  for (Isa isa : in_cpu) {
+    if (std::find(in_build.begin(), in_build.end(), isa) != in_build.end()) names.emplace_back(name(isa));
   }
   return names;
+}
+
+std::vector<Isa> isas_named(const std::vector<std::string>& names) {
+  std::vector<Isa> isas;
+  for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
+    if (std::find(names.begin(), names.end(), name(isa)) != names.end()) isas.push_back(isa);
+  }
+  return isas;
+}
+
+std::string choose(const std::string& wanted, const std::vector<std::string>& in_build,
+                   const std::vector<std::string>& in_cpu) {
+  return name(choose_isa(wanted, isas_named(in_build), isas_named(in_cpu)));
 }
 
 }  // namespace
@@ -201,7 +216,9 @@ NB_MODULE(_native, m) {
   m.doc() = "Native operators on raw pointers; use them through headgate.ops.";
   nb::exception<BackendError>(m, "BackendError", PyExc_OSError);
 
-  m.def("usable_isas", &usable_isas, "Instruction sets that this build contains and this CPU runs.");
+  m.def("usable_isas", &usable_isas, "Instruction sets that this build contains and this CPU runs, the best one first.");
+  m.def("choose_isa", &choose, "wanted"_a, "in_build"_a, "in_cpu"_a,
+        "The named instruction set, or the best one for '', of those that a build and a CPU have.");
   m.def("active_isa", [] { return std::string(name(active_isa())); }, "The instruction set in use.");
   m.def("set_isa", &set_isa, "isa"_a, "Use the named instruction set from now on; '' means the best one.");
 

@@ -1,7 +1,9 @@
 #include "headgate/isa.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <iterator>
 
 #include "runtime/built.h"
 
@@ -10,26 +12,29 @@ namespace {
 
 constexpr Isa kBestFirst[] = {Isa::avx512, Isa::avx2, Isa::portable};
 
-Isa best() {
-  for (Isa isa : kBestFirst) {
-    if (cpu_has(isa) && build_has(isa)) return isa;
+bool has(const std::vector<Isa>& isas, Isa isa) { return std::find(isas.begin(), isas.end(), isa) != isas.end(); }
+
+bool cpu_has(Isa isa) {
+#if defined(__x86_64__)
+  switch (isa) {
+    case Isa::avx512:
+      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+             __builtin_cpu_supports("avx512bf16");
+    case Isa::avx2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    case Isa::portable: return true;
   }
-  return Isa::portable;
+#endif
+  return isa == Isa::portable;
 }
 
-Isa choose(const std::string& wanted) {
-  if (wanted.empty()) return best();
-  for (Isa isa : kBestFirst) {
-    if (wanted != name(isa)) continue;
-    if (!build_has(isa)) {
-      throw BackendError("HEADGATE_ISA=" + wanted + ": this build lacks it; unset HEADGATE_ISA, or build for x86-64 with a compiler that knows it");
-    }
-    if (!cpu_has(isa)) {
-      throw BackendError("HEADGATE_ISA=" + wanted + ": this CPU lacks it; unset HEADGATE_ISA, or set it to " + name(best()));
-    }
-    return isa;
+const char* needs(Isa isa) {
+  switch (isa) {
+    case Isa::avx512: return "AVX-512 F, BW, VL, DQ and BF16";
+    case Isa::avx2: return "AVX2 and FMA";
+    case Isa::portable: break;
   }
-  throw UnknownIsaError("HEADGATE_ISA must be portable, avx2 or avx512, got " + wanted);
+  return "nothing";
 }
 
 std::atomic<int> g_active{-1};  // as an Isa; −1: not chosen yet
@@ -45,30 +50,51 @@ const char* name(Isa isa) {
   return "portable";
 }
 
-bool cpu_has(Isa isa) {
-#if defined(__x86_64__)
-  switch (isa) {
-    case Isa::avx512:
-      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16");
-    case Isa::avx2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    case Isa::portable: return true;
-  }
-#endif
-  return isa == Isa::portable;
+std::vector<Isa> isas_in_build() {
+  std::vector<Isa> isas;
+  std::copy_if(std::begin(kBestFirst), std::end(kBestFirst), std::back_inserter(isas), built);
+  return isas;
 }
 
-bool build_has(Isa isa) { return isa == Isa::portable || built(isa); }
+std::vector<Isa> isas_in_cpu() {
+  std::vector<Isa> isas;
+  std::copy_if(std::begin(kBestFirst), std::end(kBestFirst), std::back_inserter(isas), cpu_has);
+  return isas;
+}
+
+Isa choose_isa(const std::string& wanted, const std::vector<Isa>& in_build, const std::vector<Isa>& in_cpu) {
+  Isa best = Isa::portable;
+  for (Isa isa : {Isa::avx2, Isa::avx512}) {
+    if (has(in_build, isa) && has(in_cpu, isa)) best = isa;
+  }
+  if (wanted.empty()) return best;
+  for (Isa isa : kBestFirst) {
+    if (wanted != name(isa)) continue;
+    if (!has(in_build, isa)) {
+      throw BackendError("HEADGATE_ISA=" + wanted + ": this build of headgate lacks it; unset HEADGATE_ISA, set it to " +
+                         name(best) + ", or build on x86-64");
+    }
+    if (!has(in_cpu, isa)) {
+      throw BackendError("HEADGATE_ISA=" + wanted + ": this CPU lacks it (it needs " + needs(isa) +
+                         "); unset HEADGATE_ISA, or set it to " + name(best));
+    }
+    return isa;
+  }
+  throw UnknownIsaError("HEADGATE_ISA must be portable, avx2 or avx512, got " + wanted);
+}
 
 Isa active_isa() {
   int active = g_active.load(std::memory_order_relaxed);
   if (active < 0) {
     const char* wanted = std::getenv("HEADGATE_ISA");
-    active = static_cast<int>(choose(wanted == nullptr ? "" : wanted));
-    g_active.store(active, std::memory_order_relaxed);
+    set_isa(wanted == nullptr ? "" : wanted);
+    active = g_active.load(std::memory_order_relaxed);
   }
   return static_cast<Isa>(active);
 }
 
-void set_isa(const std::string& isa) { g_active.store(static_cast<int>(choose(isa)), std::memory_order_relaxed); }
+void set_isa(const std::string& isa) {
+  g_active.store(static_cast<int>(choose_isa(isa, isas_in_build(), isas_in_cpu())), std::memory_order_relaxed);
+}
 
 }  // namespace headgate

@@ -3,6 +3,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace headgate {
 
@@ -22,9 +23,13 @@ class UnknownIsaError : public std::invalid_argument {
 
 const char* name(Isa isa);
 
-// Whether this CPU runs `isa`, and whether this build contains it.
-bool cpu_has(Isa isa);
-bool build_has(Isa isa);
+// What this build contains, and what this CPU runs.
+std::vector<Isa> isas_in_build();
+std::vector<Isa> isas_in_cpu();
+
+// The named instruction set, which must be among those that the build and the CPU have; the best one for the empty name.
+// Throws BackendError or UnknownIsaError.
+Isa choose_isa(const std::string& wanted, const std::vector<Isa>& in_build, const std::vector<Isa>& in_cpu);
 
 // The instruction set in use: on first call what the environment variable HEADGATE_ISA names, else the best one.
 // Throws BackendError or UnknownIsaError.

@@ -26,7 +26,7 @@ def paper(architecture: str) -> Recipe:
 
 
 def short(architecture: str) -> Recipe:
-    """30 epochs in bfloat16 with a cosine: what two CPU cores finish in an hour (docs/training.md has the times)."""
+    """30 epochs in bfloat16 with a cosine: what a CPU core finishes in an hour or two (docs/training.md has the cost of a step)."""
     return Recipe(
         name=f"{architecture}-cifar10",
         architecture=Architecture(name=architecture, num_classes=10),
