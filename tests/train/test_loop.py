@@ -229,11 +229,12 @@ def test_two_processes_train_like_one(tmp_path: Path, granularity: str) -> None:
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
         # the final calibration stops anywhere within its tolerance of 0.3 %
         assert a["mac_reduction"] == pytest.approx(b["mac_reduction"], rel=1e-3 if a["kind"] == "train" else 7e-3)
-    expected, got = final_tensors(tmp_path / "one"), final_tensors(tmp_path / "two")
+    # as trained: the final calibration shifts them all, anywhere within its tolerance
+    expected, got = (load_file(tmp_path / name / "state.safetensors") for name in ("one", "two"))
     thresholds = [name for name in expected if name.endswith("threshold")]
     assert thresholds
     for name in thresholds:
-        torch.testing.assert_close(got[name], expected[name], rtol=0, atol=2e-3)
+        torch.testing.assert_close(got[name], expected[name], rtol=0, atol=1e-4)
     counts = [Counts.load(tmp_path / name / "counts.json") for name in ("one", "two")]
     assert counts[0].images == counts[1].images == 360
     assert counts[1].executed_macs == pytest.approx(counts[0].executed_macs, rel=7e-3)
