@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from headgate import cli
+from headgate.checkpoint import Preprocess, save
+from headgate.models import create
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,47 @@ def test_errors_of_use_are_clear_and_leave_nothing(
     assert message in " ".join(shown.split())
     assert "Traceback" not in shown
     assert not list(tmp_path.iterdir())
+
+
+def test_an_unusable_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        assert cli.main(["train", "digits-cnn", "--epochs", "1", "--dense", "--quiet", "--out", str(out)]) == 1
+        assert "choose another folder" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_teacher_that_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(create("digits-cnn", 7), tmp_path / "seven.safetensors")
+    save(create("resnet20", width=8), tmp_path / "colour.safetensors")
+    normalised = create("digits-cnn")
+    normalised.preprocess = Preprocess([0.5], [0.5])  # type: ignore[assignment]
+    save(normalised, tmp_path / "shifted.safetensors")
+    for name, message in (
+        ("shifted", "got another mean or std"),
+        ("seven", "10 classes, got 7"),
+        ("colour", "cannot take this data's images"),
+    ):
+        arguments = ["train", "digits-cnn", "--teacher", str(tmp_path / f"{name}.safetensors")]
+        assert cli.main([*arguments, "--out", str(tmp_path / "run")]) == 1
+        assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluation_on_data_of_other_classes_or_size(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(runs / "gated" / "model.safetensors")
+    for size, classes, message in ((8, 12, "must have the 10 classes"), (16, 10, "was trained on (8, 8)")):
+        data = tmp_path / str(size)
+        for split in ("train", "test"):
+            for label in range(classes):
+                folder = data / split / f"class{label:02}"
+                folder.mkdir(parents=True)
+                Image.new("L", (size, size), label).save(folder / "image.png")
+        assert cli.main(["eval", model, "--data", str(data)]) == 1
+        assert message in " ".join(capsys.readouterr().err.split())
+    assert cli.main(["eval", model, "--data", "digits", "--images", "-1"]) == 1
+    assert "images must be ≥ 1" in capsys.readouterr().err
 
 
 def test_a_run_folder_without_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ def paper(architecture: str) -> Recipe:
 
 
 def short(architecture: str) -> Recipe:
-    """30 epochs in bfloat16 with a cosine: what a CPU core finishes in an hour or two (docs/training.md has the cost of a step)."""
+    """30 epochs in bfloat16 with a cosine: an hour or two on a CPU core (docs/training.md has the cost of a step)."""
     return Recipe(
         name=f"{architecture}-cifar10",
         architecture=Architecture(name=architecture, num_classes=10),

@@ -125,10 +125,10 @@ class _Run:
 
     def _load_teacher(self, config: DistillConfig) -> nn.Module:
         teacher = load(config.teacher).to(self.device).eval()
-        preprocess = getattr(teacher, "preprocess", None)
-        if preprocess is not None and preprocess != self.data.preprocess:
+        own, its = self.data.preprocess, getattr(teacher, "preprocess", None)
+        if its is not None and not (torch.equal(its.mean, own.mean) and torch.equal(its.std, own.std)):
             raise CheckpointError(
-                f"the teacher {config.teacher} was trained on other data (classes, mean or std differ)"
+                f"the teacher {config.teacher} must take images normalised like this data's, got another mean or std"
             )
         try:
             with torch.no_grad():
