@@ -4,8 +4,7 @@
 
 The contestants run in one process, interleaved, so that drift of the clock and of other load meets all alike; the
 median of the repeats counts: of CPU time on one thread, of wall time on several. Batch 128, the shapes of ResNet-20's
-three stages. Nothing is timed before the native
-result agreed with the reference's.
+three stages. Nothing is timed before the native result agreed with the reference's.
 """
 
 from __future__ import annotations
