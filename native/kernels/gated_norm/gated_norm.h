@@ -5,9 +5,6 @@
 
 namespace headgate {
 
-// Arrays of per-channel constants are padded with zeros to a multiple of this many channels.
-static constexpr int kChannelPad = 16;
-
 // How a kernel sums over the channels that share a decision.
 enum class Grouping {
   none,     // every channel decides for itself
@@ -18,7 +15,8 @@ enum class Grouping {
 // A range of rows (pixels) of both sums, and what turns them into margins and outputs. With cf = f − mean_f and
 // cp = p − mean_p, the two candidates are cf · gain_f + bias_f and cp · gain_p + bias_p, and the margin is
 // cp · gain_score − threshold; if grouped, (the group's sum of cp · gain_member) · gain_score − threshold. The margin is
-// in units that make 2^margin the surrogate sigmoid's exponential.
+// in units that make 2^margin the surrogate sigmoid's exponential. Arrays of constants are padded with zeros to a
+// multiple of 16 channels. Constants are static: each translation unit keeps its own.
 struct GatedRows {
   const void* final_sum;
   const void* partial_sum;
