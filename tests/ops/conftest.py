@@ -17,7 +17,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """The native operators, forced to the instruction set that the test is parametrised with."""
     extension = native.module()
     if extension is None:
-        pytest.skip("headgate._native is not built, or HEADGATE_NATIVE=0")
+        pytest.fail("the native operators must be tested: install the package, and do not set HEADGATE_NATIVE=0")
     if request.param not in extension.usable_isas():
         pytest.skip(f"this CPU or this build lacks {request.param}")
     before = extension.active_isa()
