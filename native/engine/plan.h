@@ -1,0 +1,75 @@
+// A plan: what `headgate.export` writes (docs/design/0002-plan-and-engine.md), parsed and checked.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace headgate {
+
+// The file cannot be read, or is not a plan of this version; the message names the file, the operator and what is wrong.
+class PlanError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+enum class OpKind { conv, gated_conv, max_pool, avg_pool, adaptive_avg_pool, add, mul, concat, affine, activation };
+enum class Activation { none, relu, relu6, hardswish, hardsigmoid, silu, sigmoid, tanh };
+enum class Granularity { activation, group, channel };
+
+struct Shape {
+  int channels, height, width;
+  bool operator==(const Shape&) const = default;
+};
+
+// A tensor in the mapped file; valid as long as the plan lives. Empty where the operator has none.
+struct FloatTensor {
+  const float* data = nullptr;
+  std::vector<std::int64_t> shape;
+};
+
+struct Window {  // height, width
+  std::array<int, 2> kernel{1, 1}, stride{1, 1}, padding{0, 0}, dilation{1, 1};
+};
+
+struct Gating {
+  Granularity granularity;
+  int decisions;
+  bool two_sided;
+  float center, channel_bound;
+  int blocks, inputs_per_block;
+  std::vector<std::int32_t> base_inputs;  // (blocks · inputs_per_block)
+  FloatTensor threshold, group_scale, score_scale, score_bias, partial_scale, partial_bias, final_scale, final_bias;
+};
+
+struct Op {
+  OpKind kind;
+  std::string name;
+  std::vector<int> inputs;
+  int output;
+  Activation activation = Activation::none;
+  Window window;                 // convolutions and pools
+  int groups = 1;                // conv
+  bool count_include_pad = true;  // avg_pool
+  FloatTensor weight, bias;      // conv, gated_conv; affine has scale in weight
+  std::optional<Gating> gating;  // gated_conv
+};
+
+class MappedFile;
+
+struct Plan {
+  std::shared_ptr<const MappedFile> file;  // owns the tensors' memory
+  std::string producer;
+  std::vector<Shape> values;
+  std::vector<Op> ops;  // in order of execution
+  int input, output;
+};
+
+// Maps, parses and checks a plan file. Throws PlanError.
+Plan load_plan(const std::string& path);
+
+}  // namespace headgate
