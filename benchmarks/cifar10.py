@@ -157,9 +157,7 @@ class Table:
         base = replace(base, distill=DistillConfig(teacher=dense) if variant.distil else None)
         if variant.scratch:
             return replace(base, epochs=protocol.dense_epochs + protocol.epochs)
-        return replace(
-            base, epochs=protocol.epochs, init_from=dense, optimiser=replace(base.optimiser, lr=LR)
-        )
+        return replace(base, epochs=protocol.epochs, init_from=dense, optimiser=replace(base.optimiser, lr=LR))
 
     def identity(self, name: str, seed: int) -> dict[str, Any]:
         """The recipe as the record keeps it: without this machine's paths."""

@@ -194,6 +194,7 @@ def test_one_elastic_checkpoint_serves_several_budgets(tmp_path: Path) -> None:
 
 
 WORKER = """
+import os
 import sys
 from dataclasses import replace
 import torch
@@ -206,21 +207,21 @@ gate = GateConfig(groups=4, granularity=sys.argv[2])
 budget = BudgetConfig(mac_reduction=2.5)
 train(
     replace(recipes.get("digits-cnn"), epochs=2, batch_size=256, sync_norm=True, gate=gate, budget=budget),
-    sys.argv[1],
+    sys.argv[1].format(rank=os.environ.get("RANK", "0")),
     console=False,
 )
 """
+LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+ENVIRONMENT = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.parametrize("granularity", ["activation", "group"])
 def test_two_processes_train_like_one(tmp_path: Path, granularity: str) -> None:
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    for name, command in (("one", [sys.executable, str(script)]), ("two", launch)):
+    for name, command in (("one", (sys.executable, str(script))), ("two", (*LAUNCH, str(script)))):
         done = subprocess.run(
-            [*command, str(tmp_path / name), granularity], env=environment, capture_output=True, text=True, timeout=240
+            [*command, str(tmp_path / name), granularity], env=ENVIRONMENT, capture_output=True, text=True, timeout=240
         )
         assert done.returncode == 0, done.stderr[-3000:]
     one, two = (read_metrics(tmp_path / name) for name in ("one", "two"))
@@ -238,3 +239,15 @@ def test_two_processes_train_like_one(tmp_path: Path, granularity: str) -> None:
     counts = [Counts.load(tmp_path / name / "counts.json") for name in ("one", "two")]
     assert counts[0].images == counts[1].images == 360
     assert counts[1].executed_macs == pytest.approx(counts[0].executed_macs, rel=7e-3)
+
+
+def test_processes_that_see_different_folders_are_told(tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "state.safetensors").write_text("of an earlier session, on one node's own disk")
+    command = [*LAUNCH, str(script), str(tmp_path / "{rank}"), "activation"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
+    assert done.returncode != 0
+    assert "exists for 1 of 2 processes; put the run's folder on a file system that all nodes share" in done.stderr
+    assert not (tmp_path / "1").exists()
