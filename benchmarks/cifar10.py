@@ -116,8 +116,8 @@ PROTOCOLS = {
         variants={
             DENSE: Variant("dense"),
             "longer": Variant("dense, trained on like the gated ones"),
-            "activation8": gated("activation", 8, 3),
-            "group8": gated("group", 8, 2.5),
+            "activation4": gated("activation", 4, 3),
+            "group4": gated("group", 4, 2.5),
             "static4": static(4),
         },
     ),

@@ -72,4 +72,7 @@ struct Plan {
 // Maps, parses and checks a plan file. Throws PlanError.
 Plan load_plan(const std::string& path);
 
+// The same for bytes that are in memory; `where` is what error messages call them.
+Plan parse_plan(std::shared_ptr<const MappedFile> file, const std::string& where);
+
 }  // namespace headgate
