@@ -36,13 +36,18 @@ struct Window {  // height, width
   std::array<int, 2> kernel{1, 1}, stride{1, 1}, padding{0, 0}, dilation{1, 1};
 };
 
+// Which input channels each of equal blocks of outputs reads.
+struct InputLists {
+  int blocks = 0, per_block = 0;
+  std::vector<std::int32_t> channels;  // (blocks · per_block)
+};
+
 struct Gating {
   Granularity granularity;
   int decisions;
   bool two_sided;
   float center, channel_bound;
-  int blocks, inputs_per_block;
-  std::vector<std::int32_t> base_inputs;  // (blocks · inputs_per_block)
+  InputLists base;
   FloatTensor threshold, group_scale, score_scale, score_bias, partial_scale, partial_bias, final_scale, final_bias;
 };
 
@@ -53,7 +58,7 @@ struct Op {
   int output;
   Activation activation = Activation::none;
   Window window;                 // convolutions and pools
-  int groups = 1;                // conv
+  InputLists groups;             // conv
   bool count_include_pad = true;  // avg_pool
   FloatTensor weight, bias;      // conv, gated_conv; affine has scale in weight
   std::optional<Gating> gating;  // gated_conv

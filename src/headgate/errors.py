@@ -21,12 +21,20 @@ class ModelError(HeadgateError, ValueError):
     """A model cannot be traced, gated, or does not fit what is asked of it."""
 
 
+class ExportError(HeadgateError, ValueError):
+    """A model holds what a plan file cannot express."""
+
+
 class DataError(HeadgateError, ValueError):
     """A dataset is missing, has another layout, or holds labels outside its classes."""
 
 
 class CheckpointError(HeadgateError, OSError):
     """A file is missing, truncated, foreign, of another model, or could not be written."""
+
+
+class PlanError(HeadgateError, OSError):
+    """A plan file is missing, truncated, foreign, or of another version."""
 
 
 class DivergedError(HeadgateError, ArithmeticError):

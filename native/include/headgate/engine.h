@@ -1,0 +1,61 @@
+// The native engine: runs the plan files that `headgate.export` writes. Needs neither Python nor torch.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace headgate {
+
+// What the engine was given does not fit the plan, or makes no sense.
+class InputError : public std::invalid_argument {
+ public:
+  using std::invalid_argument::invalid_argument;
+};
+
+struct MapShape {
+  int channels, height, width;
+};
+
+// One operator's work since the engine was made or its statistics were reset.
+struct LayerStats {
+  std::string name, kind;
+  std::int64_t images;
+  double milliseconds;            // wall time
+  std::int64_t dense_macs;        // what the dense layer would have cost
+  std::int64_t executed_macs;     // what was computed; the same for what is not gated
+  std::int64_t decisions, open;   // of gated convolutions, over all images
+};
+
+// An engine may be used from several threads at once.
+class Engine {
+ public:
+  // Maps the plan and packs its weights. Throws PlanError (headgate/plan.h), InputError, BackendError.
+  explicit Engine(const std::string& path, int threads = 1);
+  ~Engine();
+  Engine(Engine&&) noexcept;
+  Engine& operator=(Engine&&) noexcept;
+
+  MapShape input_shape() const;   // of one image
+  MapShape output_shape() const;
+  int threads() const;
+
+  // From (images, channels, height, width) to (images, channels, height, width), both contiguous. The result of an
+  // image is the same bit for bit whatever the batch around it and the number of threads.
+  void run(const float* input, std::int64_t images, float* output) const;
+
+  // The run-time dial: adds to every threshold, in standard deviations; positive saves more. Calls add up.
+  // Throws InputError where `offset` is not finite.
+  void shift_thresholds(float offset);
+
+  std::vector<LayerStats> stats() const;
+  void reset_stats();
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace headgate

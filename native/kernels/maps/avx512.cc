@@ -1,0 +1,19 @@
+#include <immintrin.h>
+#include <cstdint>
+
+#include "kernels/maps/maps.h"
+
+#define HEADGATE_WIDTH 16
+
+namespace headgate {
+namespace {
+
+#include "kernels/simd.inc"
+#include "kernels/pixels.inc"
+#include "kernels/maps/maps.inc"
+
+}  // namespace
+
+const MapsKernels& maps_avx512() { return kMaps; }
+
+}  // namespace headgate

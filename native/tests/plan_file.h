@@ -1,0 +1,143 @@
+// Plan files made in memory, and three valid ones that hold every kind of operator.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <cstdio>
+#include <string>
+#include <vector>
+
+namespace headgate {
+
+struct PlanFile {
+  std::string plan;                // the JSON description
+  std::string entries{}, data{};  // of the tensors
+
+  void floats(const std::string& name, const std::vector<int>& shape, float first = 0.5F) {
+    std::vector<std::uint32_t> bits(elements(shape), std::bit_cast<std::uint32_t>(0.5F));
+    bits[0] = std::bit_cast<std::uint32_t>(first);
+    add(name, "F32", shape, bits);
+  }
+
+  void ints(const std::string& name, const std::vector<int>& shape, const std::vector<std::uint32_t>& values) {
+    add(name, "I32", shape, values);
+  }
+
+  std::string header() const {
+    std::string text = "{\"__metadata__\":{\"headgate.plan\":" + in_quotes(plan) + "}" + entries + "}";
+    text.resize((text.size() + 7) / 8 * 8, ' ');
+    return text;
+  }
+
+  std::string bytes() const { return with_header(header()); }
+
+  std::string with_header(const std::string& header) const {
+    std::string length;
+    for (int byte = 0; byte < 8; ++byte) length.push_back(static_cast<char>(header.size() >> 8 * byte));
+    return length + header + data;
+  }
+
+ private:
+  static std::size_t elements(const std::vector<int>& shape) {
+    std::size_t product = 1;
+    for (int length : shape) product *= static_cast<std::size_t>(length);
+    return product;
+  }
+
+  void add(const std::string& name, const char* dtype, const std::vector<int>& shape,
+           const std::vector<std::uint32_t>& words) {
+    std::string lengths;
+    for (int length : shape) lengths += (lengths.empty() ? "" : ",") + std::to_string(length);
+    const std::size_t begin = data.size();
+    for (std::uint32_t word : words) {
+      for (int byte = 0; byte < 4; ++byte) data.push_back(static_cast<char>(word >> 8 * byte));
+    }
+    entries += ",\"" + name + "\":{\"dtype\":\"" + dtype + "\",\"shape\":[" + lengths + "],\"data_offsets\":[" +
+               std::to_string(begin) + "," + std::to_string(data.size()) + "]}";
+  }
+
+  static std::string in_quotes(const std::string& text) {
+    std::string quoted = "\"";
+    for (char c : text) {
+      char escaped[8] = {c};
+      if (c == '"' || c == '\\') std::snprintf(escaped, sizeof escaped, "\\%c", c);
+      if (static_cast<unsigned char>(c) < 0x20) std::snprintf(escaped, sizeof escaped, "\\u%04x", c);
+      quoted += escaped;
+    }
+    return quoted + "\"";
+  }
+};
+
+inline PlanFile convolutions() {
+  PlanFile file{R"({"version": 1, "producer": "test", "input": 0, "output": 4,
+"values": [{"shape": [4, 8, 9]}, {"shape": [6, 8, 9]}, {"shape": [6, 4, 5]}, {"shape": [6, 4, 5]},
+ {"shape": [10, 1, 1]}],
+"ops": [
+{"kind": "conv", "name": "stem", "inputs": [0], "output": 1, "weight": "stem.weight", "bias": "stem.bias", "groups": 1,
+ "stride": [1, 1], "padding": [2, 2], "dilation": [2, 2], "activation": "relu"},
+{"kind": "conv", "name": "down", "inputs": [1], "output": 2, "weight": "down.weight", "bias": "down.bias", "groups": 2,
+ "stride": [2, 2], "padding": [1, 1], "dilation": [1, 1], "activation": "hardswish"},
+{"kind": "conv", "name": "point", "inputs": [2, 2], "output": 3, "weight": "point.weight", "bias": "down.bias",
+ "groups": 1, "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "activation": "none"},
+{"kind": "conv", "name": "fc", "inputs": [3], "output": 4, "weight": "fc.weight", "bias": "fc.bias", "groups": 1,
+ "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "activation": "none"}]})"};
+  file.floats("stem.weight", {6, 4, 3, 3}, 0.25F);
+  file.floats("stem.bias", {6});
+  file.floats("down.weight", {6, 3, 3, 3});
+  file.floats("down.bias", {6});
+  file.floats("point.weight", {6, 6, 1, 1});
+  file.floats("fc.weight", {10, 6, 4, 5});
+  file.floats("fc.bias", {10});
+  return file;
+}
+
+inline PlanFile gated_convolutions() {
+  const std::string affines =
+      R"("score_scale": "six", "score_bias": "six", "partial_scale": "six", "partial_bias": "six",
+ "final_scale": "six", "final_bias": "six"})";
+  PlanFile file{R"({"version": 1, "producer": "test", "input": 0, "output": 3,
+"values": [{"shape": [4, 5, 5]}, {"shape": [6, 5, 5]}, {"shape": [6, 5, 5]}, {"shape": [6, 3, 3]}], "ops": [
+{"kind": "gated_conv", "name": "pixels", "inputs": [0], "output": 1, "weight": "pixels.weight",
+ "base_inputs": "pixels.base", "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "activation": "relu6",
+ "granularity": "activation", "decisions": 6, "two_sided": false, "threshold": "six", "channel_bound": 0, )" +
+                affines + R"(,
+{"kind": "gated_conv", "name": "groups", "inputs": [1, 1], "output": 2, "weight": "groups.weight",
+ "base_inputs": "groups.base", "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "activation": "tanh",
+ "granularity": "group", "decisions": 3, "two_sided": true, "center": 1.5, "threshold": "three", "group_scale": "three",
+ "channel_bound": 0.25, )" + affines + R"(,
+{"kind": "gated_conv", "name": "channels", "inputs": [2], "output": 3, "weight": "channels.weight",
+ "base_inputs": "channels.base", "stride": [2, 2], "padding": [1, 1], "dilation": [1, 1], "activation": "none",
+ "granularity": "channel", "decisions": 6, "two_sided": false, "threshold": "six", "group_scale": "six",
+ "channel_bound": 0, )" + affines + "]}"};
+  file.floats("pixels.weight", {6, 4, 3, 3});
+  file.floats("groups.weight", {6, 6, 1, 1});
+  file.floats("channels.weight", {6, 6, 3, 3});
+  file.floats("six", {6});
+  file.floats("three", {3});
+  file.ints("pixels.base", {2, 2}, {0, 2, 1, 3});
+  file.ints("groups.base", {3, 1}, {5, 0, 0});
+  file.ints("channels.base", {1, 3}, {3, 4, 5});
+  return file;
+}
+
+inline PlanFile everything_else() {
+  PlanFile file{R"({"version": 1, "producer": "test", "input": 0, "output": 8,
+"values": [{"shape": [3, 9, 9]}, {"shape": [3, 5, 5]}, {"shape": [3, 3, 3]}, {"shape": [3, 1, 1]}, {"shape": [3, 3, 3]},
+ {"shape": [3, 3, 3]}, {"shape": [3, 3, 3]}, {"shape": [3, 3, 3]}, {"shape": [9, 3, 3]}],
+"ops": [
+{"kind": "max_pool", "name": "max", "inputs": [0], "output": 1, "kernel": [3, 3], "stride": [2, 2], "padding": [1, 1],
+ "dilation": [1, 1]},
+{"kind": "avg_pool", "name": "avg", "inputs": [1], "output": 2, "kernel": [2, 2], "stride": [2, 2], "padding": [0, 0],
+ "count_include_pad": false},
+{"kind": "adaptive_avg_pool", "name": "squeeze", "inputs": [2], "output": 3},
+{"kind": "mul", "name": "excite", "inputs": [2, 3], "output": 4},
+{"kind": "activation", "name": "silu", "inputs": [4], "output": 5, "activation": "silu"},
+{"kind": "affine", "name": "norm", "inputs": [4], "output": 6, "scale": "scale", "bias": "bias", "activation": "relu"},
+{"kind": "add", "name": "sum", "inputs": [5, 6], "output": 7, "activation": "sigmoid"},
+{"kind": "concat", "name": "cat", "inputs": [7, 4, 2], "output": 8}]})"};
+  file.floats("scale", {3}, 2.0F);
+  file.floats("bias", {3});
+  return file;
+}
+
+}  // namespace headgate
