@@ -12,6 +12,7 @@
 #include <tuple>
 #include <vector>
 
+#include "bindings/engine.h"
 #include "headgate/gated_norm.h"
 #include "headgate/isa.h"
 #include "headgate/norm_act.h"
@@ -213,7 +214,7 @@ NB_MODULE(_native, m) {
   using namespace nb::literals;
   using namespace headgate;
   using NoGil = nb::call_guard<nb::gil_scoped_release>;
-  m.doc() = "Native operators on raw pointers; use them through headgate.ops.";
+  m.doc() = "Native operators on raw pointers, behind headgate.ops, and the engine, behind headgate.engine.";
   nb::exception<BackendError>(m, "BackendError", PyExc_OSError);
 
   m.def("usable_isas", &usable_isas, "Instruction sets that this build contains and this CPU runs, the best one first.");
@@ -231,4 +232,6 @@ NB_MODULE(_native, m) {
         NoGil());
   m.def("norm_act_backward", &act_backward, "shape"_a, "input"_a, "output"_a, "grad_output"_a, "grad_residual"_a,
         "grad_input"_a, "norm"_a, "threads"_a, NoGil());
+
+  bind_engine(m);
 }

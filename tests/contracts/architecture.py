@@ -27,6 +27,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "convert": {"errors", "nn", "graph", "workload"},
     "fusion": {"errors", "ops", "nn", "tracing", "graph", "workload"},
     "counting": {"errors", "files", "nn", "graph", "workload"},
+    "engine": {"errors", NATIVE},
+    "exporting": {"errors", "files", "ops", "nn", "tracing", "graph"},
     "checkpoint": {"errors", "files", "models", "convert", "nn"},
     "train": {"errors", "files", "nn", "models", "convert", "fusion", "counting", "checkpoint"},
     "recipes": {"errors", "files", "nn", "models", "train"},
@@ -40,14 +42,14 @@ MAY_IMPORT["cli"] = {*MAY_IMPORT}
 MAY_IMPORT["__main__"] = {"cli"}
 
 ONLY_LAZILY: dict[str, set[str]] = {
-    FACADE: {"cli", "plots", "report"},
+    FACADE: {*MAY_IMPORT} - {FACADE},
     "cli": {*MAY_IMPORT} - {"errors", "cli"},
     "report": {"counting", "checkpoint", "train"},
 }
 """What may be imported inside a function only, so that importing the importer stays cheap."""
 
 THIRD_PARTY: dict[str, set[str]] = {
-    "torch": {*MAY_IMPORT} - {"errors", "files", "workload"},
+    "torch": {*MAY_IMPORT} - {"errors", "files", "workload", "engine"},
     "torchvision": {"models", "train", "cli"},
     "triton": {"ops"},
     "matplotlib": {"plots", "report"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import subprocess
@@ -56,6 +57,8 @@ def test_imports_follow_the_layers(path: Path) -> None:
         ("report.page", "from headgate.checkpoint import load", "report may import checkpoint inside a function only"),
         ("__init__", "from headgate.report import page", "may import report inside a function only"),
         ("__init__", "from .plots import frontier", "may import plots inside a function only"),
+        ("__init__", "from headgate.nn import GateConfig", "may import nn inside a function only"),
+        ("engine", "from torch import Tensor", "may import torch"),
         ("train.loop", "from tests.numerics import bound", "must not import tests"),
         ("train.loop", "def f():\n    import benchmarks.step", "must not import benchmarks"),
         ("sim.array", "import numpy", "add 'sim' to MAY_IMPORT in tests/contracts/architecture.py"),
@@ -74,7 +77,7 @@ def test_a_breach_of_the_layers_is_found(module: str, source: str, breach: str) 
         ("nn.gates", "from headgate.workload import LayerShape\nfrom .config import GateConfig"),
         ("cli", "from headgate.errors import HeadgateError\ndef main():\n    from headgate.train import loop"),
         ("report.page", "from headgate import plots\ndef f():\n    from headgate import checkpoint"),
-        ("__init__", "from headgate.nn import GateConfig\ndef __getattr__(name):\n    from headgate import report"),
+        ("__init__", "if TYPE_CHECKING:\n    from headgate.nn import GateConfig"),
     ],
 )
 def test_what_the_layers_allow_passes(module: str, source: str) -> None:
@@ -117,6 +120,25 @@ def test_importing_headgate_loads_nothing_heavy() -> None:
     loaded = imported_by("import headgate")
     assert "headgate" in loaded
     assert not heavy(loaded)
+
+
+def test_the_engine_runs_without_torch() -> None:
+    program = "import sys, headgate; headgate.Engine; print(sorted({'torch', 'headgate.nn', 'numpy'} & {*sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['numpy']"
+
+
+def test_the_facade_imports_what_it_names() -> None:
+    import headgate
+
+    tree = ast.parse((SOURCE / "__init__.py").read_text("utf-8"))
+    typed = [name.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for name in node.names]
+    assert sorted({*typed} - {"annotations", "TYPE_CHECKING", "Any"}) == sorted(headgate.__all__)
+    for name in headgate.__all__:
+        assert getattr(headgate, name) is not None
+    with pytest.raises(AttributeError, match="'headgate' has no attribute 'nothing'"):
+        headgate.nothing  # noqa: B018
+    assert {*headgate.__all__} <= {*dir(headgate)}
 
 
 def test_a_heavy_import_is_found() -> None:

@@ -31,7 +31,7 @@ from headgate.train.prepare import Loaders, make_loaders
 from headgate.train.recipe import BudgetConfig, DistillConfig, Recipe
 from headgate.train.schedule import interpolate, learning_rate
 from headgate.train.seeding import generator
-from headgate.train.state import Progress, load_state, save_state
+from headgate.train.state import Progress, exists_for_all, load_state, save_state
 
 STATE, MODEL, RECIPE, SUMMARY, COUNTS = (
     "state.safetensors", "model.safetensors", "recipe.json", "summary.json", "counts.json"
@@ -118,27 +118,10 @@ class _Run:
             set_sync_(self.trained, True)
         self.wrapped = self.accelerator.prepare_model(self.trained)
         self.progress = Progress()
-        if self._all_see_state():
+        if exists_for_all(self.state_path, self.accelerator):
             self.progress = load_state(self.state_path, self.model, self.optimiser, recipe.to_dict())
             if self.steering is not None:
                 self.steering.restore(self.progress.steering)
-
-    def _all_see_state(self) -> bool:
-        """Whether there is a run to resume.
-
-        Raises: CheckpointError: only some processes see it; the others would start anew.
-        """
-        exists = self.state_path.exists()
-        world = self.accelerator.num_processes
-        if world == 1:
-            return exists
-        seen = round(float(self.accelerator.reduce(torch.tensor(float(exists), device=self.device), "sum")))
-        if 0 < seen < world:
-            raise CheckpointError(
-                f"{self.state_path} exists for {seen} of {world} processes; put the run's folder on a file system that "
-                "all nodes share, under the same path"
-            )
-        return exists
 
     def _load_teacher(self, config: DistillConfig) -> nn.Module:
         teacher = load(config.teacher).to(self.device).eval()

@@ -1,0 +1,74 @@
+// Engine for Python. headgate.engine checks arguments and words the errors.
+#include "bindings/engine.h"
+
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstdint>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "engine/plan.h"
+#include "headgate/engine.h"
+
+namespace nb = nanobind;
+
+namespace headgate {
+namespace {
+
+using Images = nb::ndarray<const float, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
+using Sizes = std::tuple<int, int, int>;
+// name, kind, images, milliseconds, dense MACs, executed MACs, decisions, open decisions
+using StatsTuple = std::tuple<std::string, std::string, std::int64_t, double, std::int64_t, std::int64_t, std::int64_t,
+                              std::int64_t>;
+
+Sizes sizes(const MapShape& shape) { return {shape.channels, shape.height, shape.width}; }
+
+// (images, channels, height, width), or (images, channels) where the output is one pixel.
+nb::object run(const Engine& engine, const Images& images) {
+  const MapShape in = engine.input_shape(), out = engine.output_shape();
+  const bool fits = images.shape(1) == static_cast<std::size_t>(in.channels) &&
+                    images.shape(2) == static_cast<std::size_t>(in.height) &&
+                    images.shape(3) == static_cast<std::size_t>(in.width);
+  if (!fits) throw InputError("headgate._native: the images do not fit the plan");
+  const std::size_t n = images.shape(0);
+  const std::size_t shape[4] = {n, static_cast<std::size_t>(out.channels), static_cast<std::size_t>(out.height),
+                                static_cast<std::size_t>(out.width)};
+  float* output = new float[n * shape[1] * shape[2] * shape[3]];
+  nb::capsule owner(output, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+  {
+    nb::gil_scoped_release release;
+    engine.run(images.data(), static_cast<std::int64_t>(n), output);
+  }
+  const bool flat = out.height == 1 && out.width == 1;
+  return nb::cast(nb::ndarray<nb::numpy, float>(output, flat ? 2 : 4, shape, owner));
+}
+
+std::vector<StatsTuple> stats(const Engine& engine) {
+  std::vector<StatsTuple> all;
+  for (const LayerStats& s : engine.stats()) {
+    all.emplace_back(s.name, s.kind, s.images, s.milliseconds, s.dense_macs, s.executed_macs, s.decisions, s.open);
+  }
+  return all;
+}
+
+}  // namespace
+
+void bind_engine(nb::module_& m) {
+  using namespace nb::literals;
+  nb::exception<PlanError>(m, "PlanError", PyExc_OSError);
+  nb::class_<Engine>(m, "Engine", "A loaded plan; use it through headgate.Engine.")
+      .def(nb::init<const std::string&, int>(), "path"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def_prop_ro("input_shape", [](const Engine& engine) { return sizes(engine.input_shape()); })
+      .def_prop_ro("output_shape", [](const Engine& engine) { return sizes(engine.output_shape()); })
+      .def_prop_ro("threads", &Engine::threads)
+      .def("run", &run, "images"_a)
+      .def("shift_thresholds", &Engine::shift_thresholds, "offset"_a)
+      .def("stats", &stats)
+      .def("reset_stats", &Engine::reset_stats);
+}
+
+}  // namespace headgate

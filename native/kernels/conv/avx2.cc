@@ -1,0 +1,19 @@
+#include <immintrin.h>
+#include <cstdint>
+
+#include "kernels/conv/conv.h"
+#include "kernels/conv/packing.h"
+
+#define HEADGATE_WIDTH 8
+
+namespace headgate {
+namespace {
+
+#include "kernels/simd.inc"
+#include "kernels/conv/conv.inc"
+
+}  // namespace
+
+const ConvKernels& conv_avx2() { return kConv; }
+
+}  // namespace headgate

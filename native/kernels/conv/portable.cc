@@ -1,0 +1,18 @@
+#include <cstdint>
+
+#include "kernels/conv/conv.h"
+#include "kernels/conv/packing.h"
+
+#define HEADGATE_WIDTH 4
+
+namespace headgate {
+namespace {
+
+#include "kernels/simd.inc"
+#include "kernels/conv/conv.inc"
+
+}  // namespace
+
+const ConvKernels& conv_portable() { return kConv; }
+
+}  // namespace headgate

@@ -1,0 +1,152 @@
+// Times the conditional kernels on square layers. Useful work is open outputs times the inputs outside the base block.
+// Usage: conditional_bench [isa [layers with this in their name [batch]]]
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <ctime>
+#include <string>
+
+#include "headgate/isa.h"
+#include "kernels/conditional/conditional.h"
+#include "tests/framed.h"
+
+namespace headgate {
+namespace {
+
+struct Layer {
+  const char* name;
+  int channels, size, blocks;
+  bool shuffled;
+  int kernel = 3, stride = 1;
+};
+
+const Layer kLayers[] = {
+    {"r20-16x32", 16, 32, 4, true},     {"r20-32x16", 32, 16, 4, true},     {"cifar-64x32", 64, 32, 8, false},
+    {"cifar-128x16", 128, 16, 8, false}, {"cifar-256x8", 256, 8, 8, false},  {"cifar-512x4", 512, 4, 8, false},
+    {"inet-64x56", 64, 56, 8, false},   {"inet-128x28", 128, 28, 8, false}, {"inet-256x14", 256, 14, 8, false},
+    {"inet-512x7", 512, 7, 8, false},   {"stride2-128x16", 128, 16, 8, false, 3, 2},
+    {"point-64x32", 64, 32, 8, false, 1}, {"point-256x14", 256, 14, 8, false, 1},
+};
+
+enum Kind { kIid, kClustered, kGroup, kGroupClustered };
+const char* const kKinds[] = {"iid", "clustered", "group iid", "group clustered"};
+
+// Open where a random field is high: one without, or with, correlation over four pixels.
+std::vector<std::uint16_t> masks_of(const Layer& layer, int images, Kind kind, double density, std::mt19937& random) {
+  const int size = layer.size, words = layer.channels / kLanes, pixels = size * size;
+  const bool group = kind == kGroup || kind == kGroupClustered, smooth = kind == kClustered || kind == kGroupClustered;
+  const int width = group ? layer.channels / layer.blocks : 1, coarse = size / 4 + 2;
+  std::vector<std::uint16_t> masks(std::int64_t{images} * pixels * words);
+  std::normal_distribution<float> normal;
+  std::vector<float> field(pixels), grid(coarse * coarse), sorted;
+  for (int image = 0; image < images; ++image) {
+    for (int d = 0; d < layer.channels / width; ++d) {
+      for (float& v : grid) v = normal(random);
+      for (int p = 0; p < pixels; ++p) {
+        const float y = p / size / 4.0f, x = p % size / 4.0f, fy = y - int(y), fx = x - int(x);
+        const float* g = &grid[int(y) * coarse + int(x)];
+        const float upper = g[0] * (1 - fx) + g[1] * fx, lower = g[coarse] * (1 - fx) + g[coarse + 1] * fx;
+        field[p] = smooth ? upper * (1 - fy) + lower * fy : normal(random);
+      }
+      sorted = field;
+      const int open = std::max(1, int(density * pixels + 0.5));
+      std::nth_element(sorted.begin(), sorted.end() - open, sorted.end());
+      for (int p = 0; p < pixels; ++p) {
+        if (field[p] < sorted[pixels - open]) continue;
+        for (int c = d * width; c < (d + 1) * width; ++c) {
+          masks[(std::int64_t{image} * pixels + p) * words + c / kLanes] |= 1u << c % kLanes;
+        }
+      }
+    }
+  }
+  return masks;
+}
+
+// Of this thread: what other processes take does not count.
+double now() {
+  timespec t;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return t.tv_sec + 1e-9 * t.tv_nsec;
+}
+
+// Cycles per second: a chain of additions takes one each.
+double clock_rate() {
+  double best = 0;
+  for (int i = 0; i < 20; ++i) {
+    const double start = now();
+    std::uint64_t n = 0;
+    for (int j = 0; j < 1000000; ++j) {
+      n += j;
+      asm volatile("" : "+r"(n));
+    }
+    best = std::max(best, 1e6 / (now() - start));
+  }
+  return best;
+}
+
+void bench(const ConditionalKernels& k, const Layer& layer, int images, Kind kind, double density, double rate,
+           int lanes) {
+  std::mt19937 random(1);
+  const int channels = layer.channels, pad = layer.kernel / 2, input_size = layer.size * layer.stride;
+  ConvShape shape{channels, channels, {layer.kernel, layer.kernel}, {layer.stride, layer.stride}, {pad, pad}, {1, 1},
+                  layer.blocks, channels / layer.blocks, {}};
+  for (int j = 0; j < layer.blocks; ++j) {
+    for (int i = 0; i < shape.inputs_per_block; ++i) {
+      shape.inputs.push_back(layer.shuffled ? i * layer.blocks + j : j * shape.inputs_per_block + i);
+    }
+  }
+  const bool group = kind == kGroup || kind == kGroupClustered;
+  Framed input(images, channels, input_size, input_size, pad, 0.5f);
+  Framed output(images, channels, layer.size, layer.size, 1, 0.5f);
+  const std::vector<float> weight(std::int64_t{channels} * channels * layer.kernel * layer.kernel, 0.001f);
+  Aligned packed(k.packed_size(shape), 0.0f), scratch(k.scratch_bytes(shape, input.map(), output.map()) / 4, 0.0f);
+  k.pack(shape, weight.data(), packed.data());
+  const std::vector<float> scale(channels, 0.5f), bias(channels, 0.5f);
+  const std::vector<std::uint16_t> masks = masks_of(layer, images, kind, density, random);
+  std::int64_t open = 0;
+  for (std::uint16_t m : masks) open += __builtin_popcount(m);
+
+  std::vector<double> times;
+  const double end = now() + 0.03;
+  for (int i = 0; i < 5 || now() < end; ++i) {
+    const double start = now();
+    k.run({&shape, packed.data(), input.map(), output.map(), scale.data(), bias.data(), 0.0f, 1e30f, nullptr,
+           masks.data(), group ? layer.blocks : channels, 0, images, 0, layer.size, 0, channels, scratch.data()});
+    times.push_back(now() - start);
+  }
+  const double time = *std::min_element(times.begin(), times.end());
+  const double macs = double(open) * layer.kernel * layer.kernel * (channels - shape.inputs_per_block);
+  std::printf("%-15s %5d  %-15s %4.0f %% %10.1f us %8.1f cycles/output %7.1f GFLOP/s %5.1f %% of peak\n", layer.name,
+              images, kKinds[kind], 100.0 * open / (double(images) * layer.size * layer.size * channels), time * 1e6,
+              time * rate / open, 2e-9 * macs / time, 100 * macs / lanes / (time * rate));
+}
+
+}  // namespace
+}  // namespace headgate
+
+int main(int argc, char** argv) {
+  using namespace headgate;
+  const std::string isa = argc > 1 ? argv[1] : "avx512", wanted = argc > 2 ? argv[2] : "";
+  const int batch = argc > 3 ? std::atoi(argv[3]) : 0;
+  const ConditionalKernels* kernels[2] = {&conditional_activation_avx512(), &conditional_group_avx512()};
+  int lanes = 16;  // per cycle: one product of 512 bits or two of 256
+  if (isa == "avx2") kernels[0] = &conditional_activation_avx2(), kernels[1] = &conditional_group_avx2();
+  if (isa == "portable") {
+    kernels[0] = &conditional_activation_portable(), kernels[1] = &conditional_group_portable();
+    lanes = 8;
+  }
+  const double rate = clock_rate();
+  std::printf("%s; %.2f GHz; peak %.1f GFLOP/s, if that is %d products a cycle\n", isa.c_str(), rate * 1e-9,
+              2e-9 * rate * lanes, lanes);
+  for (const Layer& layer : kLayers) {
+    if (std::string(layer.name).find(wanted) == std::string::npos) continue;
+    for (int images : {1, 32}) {
+      if (batch != 0 && batch != images) continue;
+      for (Kind kind : {kIid, kClustered, kGroup, kGroupClustered}) {
+        for (double density : {0.06, 0.2, 0.5}) {
+          bench(*kernels[kind == kGroup || kind == kGroupClustered], layer, images, kind, density, rate, lanes);
+        }
+      }
+    }
+  }
+}

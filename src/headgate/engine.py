@@ -1,0 +1,148 @@
+"""Run plan files in the native engine: no torch, no Python code of the model."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headgate.errors import BackendError, ConfigError, DtypeError, PlanError, ShapeError
+
+__all__ = ["Engine", "LayerStats"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerStats:
+    """What one operator of a plan has done since the engine was made or `reset_stats` called.
+
+    Attributes:
+        name: the module's name in the model.
+        kind: the operator's kind, as in the plan.
+        images: how many images ran.
+        time_ms: wall time, summed over runs.
+        dense_macs: what the dense layer would have cost.
+        executed_macs: what was computed; the same where nothing is gated.
+        decisions, open_decisions: of a gated convolution's gates, over all images; 0 elsewhere.
+    """
+
+    name: str
+    kind: str
+    images: int
+    time_ms: float
+    dense_macs: int
+    executed_macs: int
+    decisions: int
+    open_decisions: int
+
+    @property
+    def density(self) -> float:
+        """Share of decisions that were open; 1 for what is not gated."""
+        return self.open_decisions / self.decisions if self.decisions else 1.0
+
+
+class Engine:
+    """A plan file, loaded and ready to run. May be called from several threads at once.
+
+    Args:
+        path: what `headgate.export` wrote.
+        threads: of one call; None: as many as this process may use cores.
+    Raises:
+        PlanError: the file cannot be read or is not a plan of this version.
+        ConfigError: threads out of range, or HEADGATE_ISA names nothing known.
+        BackendError: this installation has no native module, or HEADGATE_ISA names what the build or CPU lacks.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None) -> None:
+        count = len(os.sched_getaffinity(0)) if threads is None else threads
+        native = _native()
+        try:
+            self._engine = native.Engine(os.fspath(path), count)
+        except native.PlanError as error:
+            raise PlanError(str(error)) from None
+        except native.BackendError as error:
+            raise BackendError(str(error)) from None
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        self._shape: tuple[int, int, int] = self._engine.input_shape
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+        return self._shape
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """(channels, height, width) of one result, or (channels,) where it is a vector."""
+        channels, height, width = self._engine.output_shape
+        return (channels,) if height == width == 1 else (channels, height, width)
+
+    @property
+    def threads(self) -> int:
+        """Threads of one call."""
+        return int(self._engine.threads)
+
+    def __call__(self, images: Any) -> NDArray[np.float32]:
+        """Run a batch.
+
+        Args:
+            images: (n, channels, height, width), float32, contiguous, on the CPU: a numpy array, or anything that
+                speaks DLPack; it is read in place.
+        Returns: (n, …output_shape). An image's result is the same bit for bit whatever the batch and the threads.
+        Raises: ShapeError, DtypeError: the images do not fit the plan, or are not contiguous.
+        """
+        array = images if isinstance(images, np.ndarray) else _from_dlpack(images)
+        if array.ndim != 4 or array.shape[1:] != self._shape:
+            expected = ", ".join(map(str, self._shape))
+            raise ShapeError(f"images must have shape (n, {expected}), got {tuple(array.shape)}")
+        if array.dtype != np.float32:
+            raise DtypeError(f"images must be float32, got {array.dtype}; convert them first")
+        if not array.flags.c_contiguous:
+            raise ShapeError(
+                f"images must be contiguous in the order (n, channels, height, width), got strides {array.strides} "
+                "bytes; call numpy.ascontiguousarray, or .contiguous() of a torch tensor"
+            )
+        output: NDArray[np.float32] = self._engine.run(array)
+        return output
+
+    def shift_thresholds(self, offset: float) -> None:
+        """Shift every threshold by `offset` standard deviations from the next call on: the run-time dial.
+
+        Positive offsets close gates and save more; shifts add up, and -offset undoes one.
+
+        Raises: ConfigError: the offset is not finite.
+        """
+        try:
+            self._engine.shift_thresholds(offset)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+    def stats(self) -> list[LayerStats]:
+        """What every operator has done, in order of execution."""
+        fields = LayerStats.__dataclass_fields__
+        return [LayerStats(**dict(zip(fields, values, strict=True))) for values in self._engine.stats()]
+
+    def reset_stats(self) -> None:
+        """Start counting anew."""
+        self._engine.reset_stats()
+
+
+def _native() -> Any:
+    try:
+        return importlib.import_module("headgate._native")
+    except ModuleNotFoundError:
+        raise BackendError(
+            "this installation of headgate has no native module; install it with a C++20 compiler at hand"
+        ) from None
+
+
+def _from_dlpack(images: Any) -> NDArray[Any]:
+    if not hasattr(images, "__dlpack__"):
+        raise DtypeError(f"images must be a numpy array or speak DLPack, got {type(images).__name__}")
+    try:
+        return np.from_dlpack(images)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise DtypeError(f"images must be readable in place on the CPU: {error}") from None
