@@ -56,7 +56,7 @@ const char* kind_name(OpKind kind) {
 
 MapShape public_shape(const Shape& shape) { return {shape.channels, shape.height, shape.width}; }
 
-// Multiply-accumulates of one image.
+// Multiply-accumulates of one image: of the dense layer, whatever the gates decide, and for each open decision.
 struct Macs {
   std::int64_t dense = 0, base = 0, per_decision = 0;
 };
@@ -71,10 +71,13 @@ Macs macs_of(const Plan& plan, const Op& op) {
     return {macs, macs, 0};
   }
   const Gating& gating = *op.gating;
-  const std::int64_t pixels = gating.granularity == Granularity::channel ? std::int64_t{out.height} * out.width : 1;
+  const std::int64_t pixels = std::int64_t{out.height} * out.width;
+  const bool per_map = gating.granularity == Granularity::channel;
   const std::int64_t rest = in.channels - gating.base.per_block;
-  return {outputs * in.channels * taps, outputs * gating.base.per_block * taps,
-          rest * taps * (out.channels / gating.decisions) * pixels};
+  // Averages cost additions, which headgate.count takes for MACs.
+  const std::int64_t overhead = per_map ? outputs : (out.channels - gating.decisions) * pixels;
+  return {outputs * in.channels * taps, outputs * gating.base.per_block * taps + overhead,
+          rest * taps * (out.channels / gating.decisions) * (per_map ? pixels : 1)};
 }
 
 std::int64_t decisions_of(const Plan& plan, const Op& op) {

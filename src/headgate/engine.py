@@ -25,7 +25,7 @@ class LayerStats:
         images: how many images ran.
         time_ms: wall time, summed over runs.
         dense_macs: what the dense layer would have cost.
-        executed_macs: what was computed; the same where nothing is gated.
+        executed_macs: what was computed, as `headgate.count` counts; the same where nothing is gated.
         decisions, open_decisions: of a gated convolution's gates, over all images; 0 elsewhere.
     """
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from networks import EveryOperator, close, compare, exported, settle
+from plan_networks import EveryOperator, close, compare, exported, settle
 from torch import Tensor, nn
 
 import headgate as hg

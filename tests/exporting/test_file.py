@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import safetensors
 import torch
-from networks import Gated, exported, settle
+from plan_networks import Gated, exported, settle
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 

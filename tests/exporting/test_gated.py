@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from networks import ROUNDED, Gated, close, compare, decisions_of, exported, settle
 from plan_interpreter import PlanInterpreter, Run
+from plan_networks import ROUNDED, Gated, close, compare, decisions_of, exported, settle
 from torch import Tensor, nn
 
 import headgate as hg

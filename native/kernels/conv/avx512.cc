@@ -10,6 +10,7 @@ namespace headgate {
 namespace {
 
 #include "kernels/simd.inc"
+#include "kernels/lanes.inc"
 #include "kernels/conv/conv.inc"
 
 }  // namespace

@@ -9,6 +9,7 @@ namespace headgate {
 namespace {
 
 #include "kernels/simd.inc"
+#include "kernels/lanes.inc"
 #include "kernels/pixels.inc"
 #include "kernels/decide/decide.inc"
 

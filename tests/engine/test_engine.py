@@ -1,0 +1,214 @@
+"""The native engine against the plan interpreter, the model and itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from plan_interpreter import PlanInterpreter
+from plan_networks import EveryOperator, Gated, settle
+from torch import Tensor, nn
+
+import headgate as hg
+from headgate import models
+from headgate.errors import ConfigError, DtypeError, PlanError, ShapeError
+from headgate.ops import native
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="headgate._native is not built, or HEADGATE_NATIVE=0")
+
+SAFE = 1e-5
+"""Outputs are compared end to end only where no score lies nearer to its threshold, in standard deviations."""
+FLOAT32 = 2e-4
+"""Relative to the largest output: float32 sums against float64 ones, through a few layers."""
+
+
+@pytest.fixture(params=native.module().usable_isas() if native.available() else [])
+def isa(request: pytest.FixtureRequest) -> Any:
+    """Each instruction set of this build and CPU in turn."""
+    module = native.module()
+    before = module.active_isa()
+    module.set_isa(request.param)
+    yield request.param
+    module.set_isa(before)
+
+
+def plan_of(model: nn.Module, x: Tensor, folder: Path) -> Path:
+    path = folder / "model.hgplan"
+    hg.export(model, path, example_input=x[:1])
+    return path
+
+
+def agree(path: Path, *, shift: float = 0.0) -> tuple[hg.Engine, Tensor]:
+    """Find images that leave no decision in doubt; for them, decisions and outputs are the interpreter's."""
+    interpreter = PlanInterpreter(path)
+    for _ in range(100):
+        x = torch.randn(2, *interpreter.shapes[interpreter.plan["input"]])
+        run = interpreter.run(x, shift=shift)
+        if all(gate.margin.abs().min() > SAFE for gate in run.gates.values()):
+            break
+    else:
+        raise AssertionError("no images without doubtful decisions: use a smaller network")
+    engine = hg.Engine(path, threads=2)
+    if shift:
+        engine.shift_thresholds(shift)
+    output = torch.from_numpy(engine(x.numpy())).double()
+    expected = run.output.view_as(output)
+    assert (output - expected).abs().max() <= FLOAT32 * expected.abs().max()
+    stats = {layer.name: layer for layer in engine.stats()}
+    for name, gate in run.gates.items():
+        assert stats[name].open_decisions == int(gate.own.sum())
+        assert stats[name].decisions == gate.own.numel()
+    return engine, x
+
+
+def gated(x: Tensor, model: nn.Module, **options: Any) -> nn.Module:
+    hg.gate_(model, hg.GateConfig(**{"groups": 4} | options), example_input=x)
+    return settle(model, x)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("granularity", ["activation", "group", "channel"])
+def test_gated_networks(granularity: str, shuffle: bool, isa: str, tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    x = torch.randn(3, 3, 13, 12)
+    model = gated(x, Gated(), granularity=granularity, shuffle=shuffle)
+    agree(plan_of(model, x, tmp_path))
+
+
+@pytest.mark.parametrize("granularity", ["activation", "group"])
+@pytest.mark.parametrize("options", [{"channel_bound": 0.4}, {"grouped": False}, {"norm": "shared"}], ids=str)
+def test_options_of_gates(granularity: str, options: dict[str, Any], isa: str, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    x = torch.randn(3, 3, 13, 12)
+    agree(plan_of(gated(x, Gated(), granularity=granularity, **options), x, tmp_path))
+
+
+@pytest.mark.parametrize("act", [nn.Tanh, nn.Hardswish, nn.SiLU, nn.ReLU6])
+def test_activations_behind_gates(act: type[nn.Module], isa: str, tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    x = torch.randn(2, 3, 13, 12)
+    agree(plan_of(gated(x, Gated(act=act)), x, tmp_path))
+
+
+def test_every_other_operator(isa: str, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    x = torch.randn(2, 3, 17, 19)
+    agree(plan_of(settle(EveryOperator(), x), x, tmp_path))
+
+
+@pytest.mark.parametrize("name", ["resnet20", "mobilenetv1-cifar", "vgg16-cifar", "alexnet-cifar"])
+def test_dense_models(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(6)
+    x = torch.randn(2, 3, 32, 32)
+    model = settle(models.create(name, num_classes=10), x)
+    output = torch.from_numpy(hg.Engine(plan_of(model, x, tmp_path), threads=2)(x))
+    with torch.no_grad():
+        expected = model(x)
+    assert (output - expected).abs().max() <= FLOAT32 * expected.abs().max()
+
+
+@pytest.mark.parametrize("granularity", ["activation", "group", "channel"])
+def test_counts_are_those_of_count(granularity: str, tmp_path: Path) -> None:
+    torch.manual_seed(10)
+    x = torch.randn(3, 3, 13, 12)
+    model = gated(x, Gated(), granularity=granularity)
+    engine, images = agree(plan_of(model, x, tmp_path))
+    executed = {layer.name: (layer.dense_macs, layer.executed_macs) for layer in engine.stats()}
+    for layer in hg.count(model, [images]).by_layer():
+        assert executed[layer.name] == (2 * layer.dense_macs, 2 * layer.executed_macs), layer.name  # of two images
+
+
+@pytest.mark.parametrize("shift", [0.5, -0.5, 9.0])
+def test_the_dial(shift: float, tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    x = torch.randn(3, 3, 13, 12)
+    path = plan_of(gated(x, Gated()), x, tmp_path)
+    engine, images = agree(path, shift=shift)
+    engine.shift_thresholds(-shift)
+    assert np.array_equal(engine(images.numpy()), hg.Engine(path)(images.numpy()))
+    with pytest.raises(ConfigError, match="offset must be finite, got nan"):
+        engine.shift_thresholds(float("nan"))
+
+
+@pytest.mark.parametrize("granularity", ["activation", "group", "channel"])
+def test_results_do_not_depend_on_batch_or_threads(granularity: str, isa: str, tmp_path: Path) -> None:
+    torch.manual_seed(8)
+    x = torch.randn(37, 3, 13, 12)
+    path = plan_of(gated(x, Gated(), granularity=granularity), x, tmp_path)
+    engine = hg.Engine(path, threads=1)
+    expected = engine(x.numpy())
+    assert np.isfinite(expected).all()
+    for threads in (1, 2, 3):
+        engine = hg.Engine(path, threads=threads)
+        for first, last in [(0, 1), (5, 6), (0, 2), (3, 36), (36, 37), (0, 37)]:
+            assert np.array_equal(engine(x[first:last].numpy()), expected[first:last])
+
+
+def test_calls_from_several_threads(tmp_path: Path) -> None:
+    torch.manual_seed(9)
+    x = torch.randn(8, 3, 13, 12)
+    engine = hg.Engine(plan_of(gated(x, Gated()), x, tmp_path), threads=2)
+    expected = engine(x.numpy())
+    wrong: list[int] = []
+
+    def work(image: int) -> None:
+        for _ in range(20):
+            if not np.array_equal(engine(x[image : image + 1].numpy()), expected[image : image + 1]):
+                wrong.append(image)
+
+    workers = [threading.Thread(target=work, args=(image,)) for image in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+    assert sum(layer.images for layer in engine.stats()[:1]) == 8 + 8 * 20
+    engine.reset_stats()
+    assert engine.stats()[0].images == 0
+
+
+def test_inputs(tmp_path: Path) -> None:
+    x = torch.randn(2, 3, 13, 12)
+    engine = hg.Engine(plan_of(settle(Gated(), x), x, tmp_path), threads=1)
+    assert engine.input_shape == (3, 13, 12)
+    assert engine(x).shape == (2, *engine.output_shape)
+    assert engine(np.zeros((0, 3, 13, 12), np.float32)).shape == (0, *engine.output_shape)
+    with pytest.raises(ShapeError, match=r"images must have shape \(n, 3, 13, 12\), got \(2, 3, 12, 13\)"):
+        engine(x.transpose(2, 3).contiguous())
+    with pytest.raises(ShapeError, match="images must be contiguous"):
+        engine(x.to(memory_format=torch.channels_last))
+    with pytest.raises(DtypeError, match="images must be float32, got float64"):
+        engine(x.double())
+    with pytest.raises(DtypeError, match="must be a numpy array or speak DLPack, got list"):
+        engine([1.0])
+    with pytest.raises(DtypeError, match="readable in place on the CPU"):
+        engine(x.clone().requires_grad_())
+
+
+def test_bad_plans_and_options(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"nothing\.hgplan"):
+        hg.Engine(tmp_path / "nothing.hgplan")
+    x = torch.randn(1, 3, 13, 12)
+    path = plan_of(settle(Gated(), x), x, tmp_path)
+    with pytest.raises(ConfigError, match=r"threads must be in \[1, 256\], got 0"):
+        hg.Engine(path, threads=0)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(PlanError, match=r"model\.hgplan"):
+        hg.Engine(path)
+
+
+def test_the_engine_needs_no_torch(tmp_path: Path) -> None:
+    x = torch.randn(1, 3, 13, 12)
+    path = plan_of(settle(Gated(), x), x, tmp_path)
+    program = (
+        "import sys, numpy, headgate as hg; "
+        f"hg.Engine({str(path)!r})(numpy.zeros((1, 3, 13, 12), numpy.float32)); "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
