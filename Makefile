@@ -13,7 +13,7 @@ INPUTS := pyproject.toml $(wildcard CMakeLists.txt) $(NATIVE)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test lint format bench clean
+.PHONY: help venv demo test sanitize lint format bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -26,6 +26,14 @@ demo: $(STAMP) ## gate a small network, train it, show what it saves
 
 test: lint ## lint, then every test
 	$(BIN)/python -m pytest -n $(strip $(JOBS)) --dist worksteal $(PYTEST)
+
+sanitize: ## native tests under AddressSanitizer and UndefinedBehaviorSanitizer, and the plan loader fuzzed
+	cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DHEADGATE_NATIVE_TESTS=ON \
+	  -DHEADGATE_SANITIZE=address,undefined
+	cmake --build build/sanitize -j $(or $(strip $(JOBS)),1)
+	@for name in safetensors_test plan_test conv_test depthwise_test conditional_test plan_fuzz; do \
+	  echo "== $$name"; build/sanitize/native/tests/$$name || exit 1; \
+	done
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
@@ -78,5 +86,5 @@ $(STAMP): $(INPUTS)
 	echo "creating $(VENV) with $$chosen ($$("$$chosen" --version))"; \
 	"$$chosen" -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --config-settings=cmake.define.HEADGATE_NATIVE_TESTS=ON --editable '.[dev]'
 	@touch $@

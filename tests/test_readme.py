@@ -1,4 +1,4 @@
-"""The README's and the training page's Python runs as printed, and no page has a hole in it."""
+"""The README's and the pages' Python runs as printed, and no page has a hole in it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 BLOCKS = [
     pytest.param(block, id=f"{page}-{number}")
-    for page in ("README.md", "docs/training.md")
+    for page in ("README.md", "docs/training.md", "docs/engine.md")
     for number, block in enumerate(BLOCK.findall((ROOT / page).read_text("utf-8")))
 ]
 
