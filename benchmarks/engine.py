@@ -128,9 +128,8 @@ def main() -> None:
             results[str(batch)] = measure(options, batch, Path(folder))
         rivals = {name: value for name, value in results[str(batch)].items() if not name.startswith("engine")}
         best = min(rivals.values())
-        print(
-            f"\nbatch {batch}, {options.threads} thread(s)\n| | ms for each image | of the best library |\n| --- | --- | --- |"
-        )
+        print(f"\nbatch {batch}, {options.threads} thread(s)\n| | ms for each image | of the best library |")
+        print("| --- | --- | --- |")
         for name, value in results[str(batch)].items():
             print(f"| {name} | {value:.3f} | {best / value:.2f}× |")
     if options.json is not None:
