@@ -38,6 +38,18 @@ def test_train_eval_report(runs: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert list((runs / "gated" / "report").glob("*.html"))
 
 
+def test_export(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = tmp_path / "model.hgplan"
+    assert cli.main(["export", str(runs / "gated"), str(plan)]) == 0
+    assert "gated_conv" in capsys.readouterr().out
+    assert plan.exists()
+    assert cli.main(["export", "resnet20-cifar10-dense", str(plan)]) == 1
+    assert "--image 3 32 32" in capsys.readouterr().err
+    assert cli.main(["export", "resnet20-cifar10-dense", str(plan), "--image", "3", "32", "32"]) == 0
+    assert cli.main(["export", "resnet20-cifar10-dense", str(plan), "--image", "3", "0", "32"]) == 1
+    assert "image must be" in capsys.readouterr().err
+
+
 def test_train_resumes_a_finished_run_at_once(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--epochs", "4", "--mac-reduction", "3", "--groups", "4", "--out", str(runs / "gated"), "--quiet"]
     assert cli.main(["train", "digits-cnn", *options]) == 0

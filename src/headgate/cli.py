@@ -165,6 +165,32 @@ class Eval:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a trained model to a plan file for the native engine.
+
+    Attributes:
+        model: a run's folder, a checkpoint file, or a name that `headgate models` lists under "pretrained".
+        plan: the file to write.
+        image: channels, height and width of the images that the plan is for. Default: those that the run trained on.
+    """
+
+    model: Positional[str]
+    plan: Positional[Path]
+    image: tuple[int, int, int] | None = None
+
+    def run(self, console: Console) -> None:
+        import torch
+
+        from headgate.exporting import export
+
+        model, _ = _find_model(self.model)
+        shape = self.image or _trained_shape(Path(self.model))
+        if min(shape) < 1:
+            raise ConfigError(f"image must be channels, height and width, each ≥ 1, got {shape}")
+        console.print(str(export(model, self.plan, example_input=torch.zeros(1, *shape))), markup=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Draw a finished run: one HTML page and its pictures.
 
@@ -264,6 +290,21 @@ def _find_model(name: str) -> tuple[nn.Module, DataConfig | None]:
     )
 
 
+def _trained_shape(folder: Path) -> tuple[int, int, int]:
+    """Channels, height and width of the images that a finished run was trained on."""
+    import json
+
+    from headgate.train.loop import SUMMARY
+
+    try:
+        channels, height, width = json.loads((folder / SUMMARY).read_text())["input_shape"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"image must be given: {folder} does not say what it was trained on; for instance --image 3 32 32"
+        ) from error
+    return channels, height, width
+
+
 def _show(console: Console, evaluations: dict[str, Evaluation]) -> None:
     table = Table(box=None)
     table.add_column("model")
@@ -289,6 +330,7 @@ def main(arguments: list[str] | None = None) -> int:
         Annotated[
             Annotated[Train, tyro.conf.subcommand("train")]
             | Annotated[Eval, tyro.conf.subcommand("eval")]
+            | Annotated[Export, tyro.conf.subcommand("export")]
             | Annotated[Report, tyro.conf.subcommand("report")]
             | Annotated[Models, tyro.conf.subcommand("models")]
             | Annotated[Demo, tyro.conf.subcommand("demo")],

@@ -381,6 +381,7 @@ class _Run:
             "mac_reduction": evaluation.counts.mac_reduction,
             "network_mac_reduction": evaluation.counts.network_mac_reduction,
             "density": evaluation.counts.density,
+            "input_shape": list(self.data.example_input.shape[1:]),
             "torch": torch.__version__,
         }
         self.model.preprocess = self.data.preprocess  # type: ignore[assignment]  # mypy: only tensors and modules
