@@ -1,6 +1,6 @@
 """Put a finished run into the package as a pretrained model, with its card.
 
-python benchmarks/ship.py runs/cifar10/activation-s0 resnet20-cifar10-activation
+python benchmarks/ship.py runs/cifar10/resnet20/activation4-s0 resnet20-cifar10-activation
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ CARD = """# {name}
 | MAC reduction, gated layers | {mac_reduction} |
 | MAC reduction, whole network | {network_mac_reduction} |
 | training | {epochs} epochs{start}, seed {seed}, bfloat16 on one CPU core, {hours:.1f} h |
-| command | `python benchmarks/cifar10.py --data ../shared/data/cifar10 --only {variant} {seed}` |
+| command | `python benchmarks/cifar10.py --data ../shared/data/cifar10 --protocol {protocol} --only {variant} {seed}` |
 | date | {date} |
 
 Input: RGB, 32×32, in [0, 1], through `model.preprocess`. Intended for demonstrations, tests and benchmarks of channel
-gating; the data's licence covers research use. One seed: a lead, not a result.
+gating; the data's licence covers research use. The README's table has the other seeds and what to compare with.
 """
 
 
@@ -72,6 +72,7 @@ def main() -> None:
         start=" from the dense network, which is also its teacher" if recipe["init_from"] else " from scratch",
         seed=summary["seed"],
         hours=summary["seconds"] / 3600,
+        protocol=options.run.parent.name,
         variant=options.run.name.rsplit("-s", 1)[0],
         date=date.today().isoformat(),
     )
