@@ -72,7 +72,7 @@ $(STAMP): $(INPUTS)
 	  if echo 'int main() {}' | $$cxx -x c++ -std=c++20 -fsyntax-only - 2>/dev/null; then exit 0; fi; \
 	  if test "$$cxx" = "$${CXX:-}"; then break; fi; \
 	done; \
-	echo "make: no C++20 compiler found$${CXX:+ at CXX=$$CXX}: install g++ (≥ 11) or clang++ (≥ 14), or set CXX" >&2; exit 1
+	echo "make: no C++20 compiler found$${CXX:+ at CXX=$$CXX}: install g++ (≥ 12) or clang++ (≥ 14), or set CXX" >&2; exit 1
 	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then exit 0; fi; \
 	chosen=; why=; \
 	for python in $(or $(strip $(PYTHON)),python3.13 python3.12 python3.11 python3); do \

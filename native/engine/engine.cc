@@ -140,7 +140,7 @@ struct Engine::State {
     const RunContext context{layout,
                              images,
                              threads,
-                             shift.load(std::memory_order_relaxed),
+                             static_cast<float>(shift.load(std::memory_order_relaxed)),
                              workspace->arena.data(),
                              workspace->masks.data(),
                              workspace->scores.data(),
@@ -176,7 +176,7 @@ struct Engine::State {
   const int threads;
   std::vector<std::unique_ptr<Step>> steps;
   std::vector<Counters> counters;
-  std::atomic<float> shift{0.0f};
+  std::atomic<double> shift{0.0};  // in double: sums of offsets undo one another
   std::mutex mutex;  // of `idle`
   std::vector<std::unique_ptr<Workspace>> idle;
 };
@@ -207,9 +207,12 @@ void Engine::run(const float* input, std::int64_t images, float* output) const {
 
 void Engine::shift_thresholds(float offset) {
   if (!std::isfinite(offset)) throw InputError("offset must be finite, got " + std::to_string(offset));
-  float before = state_->shift.load(std::memory_order_relaxed);
-  while (!state_->shift.compare_exchange_weak(before, before + offset, std::memory_order_relaxed)) {
-  }
+  double before = state_->shift.load(std::memory_order_relaxed);
+  do {
+    if (!std::isfinite(static_cast<float>(before + offset))) {
+      throw InputError("offset must keep the sum of all offsets finite, got " + std::to_string(offset));
+    }
+  } while (!state_->shift.compare_exchange_weak(before, before + offset, std::memory_order_relaxed));
 }
 
 std::vector<LayerStats> Engine::stats() const {

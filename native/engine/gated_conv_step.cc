@@ -40,9 +40,11 @@ class GatedConvStep : public Step {
         final_scale_(per_channel(gating_.final_scale, channels_)),
         final_bias_(per_channel(gating_.final_bias, channels_)),
         gain_(padded_),
+        threshold_(padded_),
         clamp_(clamp_of(op.activation)) {
     kernels.conv.pack(shape_, base_weight().data(), base_weights_.data());
     conditional_.pack(shape_, op.weight.data, conditional_weights_.data());
+    for (int c = 0; c < channels_; ++c) threshold_.data()[c] = gating_.threshold.data[c / group_size()];
     const std::int64_t averaged = gating_.granularity == Granularity::channel ? pixels_ : group_size();
     for (int c = 0; gating_.granularity != Granularity::activation && c < channels_; ++c) {
       gain_.data()[c] = gating_.group_scale.data[c / group_size()] / static_cast<float>(averaged);
@@ -94,9 +96,7 @@ class GatedConvStep : public Step {
           thresholds_(context.scores),
           scores_(context.scores + step.padded_) {
       if (step.op_.inputs.size() > 1) residual_ = context.map(step.op_.inputs[1]);
-      for (int c = 0; c < step.channels_; ++c) {
-        thresholds_[c] = step.gating_.threshold.data[c / step.group_size()] + context.shift;
-      }
+      for (int c = 0; c < step.channels_; ++c) thresholds_[c] = step.threshold_.data()[c] + context.shift;
       // Padding never opens.
       std::fill(thresholds_ + step.channels_, thresholds_ + step.padded_, std::numeric_limits<float>::infinity());
     }
@@ -221,6 +221,8 @@ class GatedConvStep : public Step {
 
   int words() const { return padded_ / kLanes; }
   int group_size() const { return channels_ / gating_.decisions; }
+  // `decide` takes all channels of a pixel at once, when all of their sums are there.
+  bool decides_across_channels() const { return gating_.granularity == Granularity::group; }
   bool whole_images() const { return gating_.granularity == Granularity::channel || gating_.channel_bound > 0; }
 
   // The base path's weights [out, inputs_per_block, kh, kw], picked from the full ones.
@@ -254,7 +256,7 @@ class GatedConvStep : public Step {
           body(part, region);
         }
       });
-    } else if (output.height >= 4 * context.threads || channels_ < 2 * unit) {
+    } else if (output.height >= 4 * context.threads || channels_ < 2 * unit || decides_across_channels()) {
       split(output.height, 1, context.threads, [&](int part, std::int64_t begin, std::int64_t end) {
         Region region = all;
         region.first_row = static_cast<int>(begin), region.last_row = static_cast<int>(end);
@@ -285,7 +287,7 @@ class GatedConvStep : public Step {
   const std::int64_t pixels_;
   const Aligned<float> base_weights_, conditional_weights_;
   const Aligned<float> score_scale_, score_bias_, partial_scale_, partial_bias_, final_scale_, final_bias_;
-  const Aligned<float> gain_;
+  const Aligned<float> gain_, threshold_;
   const Clamp clamp_;
 };
 

@@ -2,19 +2,24 @@
 
 #include <algorithm>
 #include <numeric>
+#include <string>
 
 namespace headgate {
 namespace {
 
-// The frame that a value's readers need: pools cut their windows instead.
-int border_of(const Plan& plan, int value) {
-  int border = 0;
+// Of one framed map, and of all that live together, for one image. A plan's numbers are not to be trusted: with these
+// bounds no size or offset overflows.
+constexpr std::int64_t kMaxMap = std::int64_t{1} << 33, kMaxArena = std::int64_t{1} << 35;
+
+// The frames that the values' readers need: pools cut their windows instead.
+std::vector<int> borders(const Plan& plan) {
+  std::vector<int> widest(plan.values.size(), 0);
   for (const Op& op : plan.ops) {
-    const bool convolves = op.kind == OpKind::conv || op.kind == OpKind::gated_conv;
-    if (!convolves || op.inputs[0] != value) continue;
+    if (op.kind != OpKind::conv && op.kind != OpKind::gated_conv) continue;
+    int& border = widest[op.inputs[0]];
     border = std::max({border, op.window.padding[0], op.window.padding[1]});
   }
-  return border;
+  return widest;
 }
 
 Map geometry_of(const Shape& shape, int border) {
@@ -28,8 +33,12 @@ Map geometry_of(const Shape& shape, int border) {
 
 Layout::Layout(const Plan& plan) {
   const int ops = static_cast<int>(plan.ops.size());
-  for (int value = 0; value < static_cast<int>(plan.values.size()); ++value) {
-    places_.push_back({geometry_of(plan.values[value], border_of(plan, value)), 0, -1, -1});
+  const std::vector<int> border = borders(plan);
+  for (std::size_t value = 0; value < plan.values.size(); ++value) {
+    places_.push_back({geometry_of(plan.values[value], border[value]), 0, -1, -1});
+    if (places_.back().geometry.image_stride > kMaxMap) {
+      throw PlanError("value " + std::to_string(value) + " needs more than 2^33 numbers with the padding of its readers");
+    }
   }
   for (int i = 0; i < ops; ++i) {
     places_[plan.ops[i].output].first = i;
@@ -38,6 +47,7 @@ Layout::Layout(const Plan& plan) {
   for (Place& place : places_) place.last = std::max(place.last, place.first);
   places_[plan.output].last = ops;
   place_all();
+  if (floats_per_image_ > kMaxArena) throw PlanError("the values that live together need more than 2^35 numbers");
 }
 
 // Largest first, each at the lowest offset that is free throughout its life.

@@ -221,7 +221,7 @@ InputLists OperatorReader::input_lists(Attributes& attributes, std::string_view 
   for (int row = 0; row < lists.blocks; ++row) {
     ++rows_;
     for (int i = 0; i < lists.per_block; ++i) {
-      const int channel = *numbers++;
+      const int channel = lists.channels[static_cast<std::size_t>(row) * lists.per_block + i];
       if (channel < 0 || channel >= in_channels) {
         attributes.fail(name + " must be input channels, in [0, " + std::to_string(in_channels - 1) + "], got " +
                         std::to_string(channel) + " in row " + std::to_string(row));

@@ -9,13 +9,9 @@
 #include <string>
 #include <vector>
 
-namespace headgate {
+#include "headgate/engine.h"
 
-// The file cannot be read, or is not a plan of this version; the message names the file, the operator and what is wrong.
-class PlanError : public std::runtime_error {
- public:
-  using std::runtime_error::runtime_error;
-};
+namespace headgate {
 
 enum class OpKind { conv, gated_conv, max_pool, avg_pool, adaptive_avg_pool, add, mul, concat, affine, activation };
 enum class Activation { none, relu, relu6, hardswish, hardsigmoid, silu, sigmoid, tanh };

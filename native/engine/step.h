@@ -61,6 +61,7 @@ std::unique_ptr<Step> make_map_step(const Plan& plan, const Op& op, const Kernel
 template <class T>
 class Aligned {
  public:
+  // Throws std::bad_alloc.
   explicit Aligned(std::int64_t size)
       : data_(static_cast<T*>(::operator new(static_cast<std::size_t>(size) * sizeof(T) + 1, std::align_val_t{64}))) {
     std::uninitialized_value_construct_n(data_.get(), size);

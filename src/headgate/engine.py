@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import operator
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from headgate.errors import BackendError, ConfigError, DtypeError, PlanError, ShapeError
 
 __all__ = ["Engine", "LayerStats"]
+
+MAX_THREADS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +60,12 @@ class Engine:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None) -> None:
-        count = len(os.sched_getaffinity(0)) if threads is None else threads
+        count = min(len(os.sched_getaffinity(0)), MAX_THREADS) if threads is None else operator.index(threads)
+        if not 1 <= count <= MAX_THREADS:
+            raise ConfigError(f"threads must be in [1, {MAX_THREADS}], got {count}")
         native = _native()
         try:
-            self._engine = native.Engine(os.fspath(path), count)
+            self._engine = native.Engine(os.fsdecode(path), count)
         except native.PlanError as error:
             raise PlanError(str(error)) from None
         except native.BackendError as error:
@@ -113,7 +118,7 @@ class Engine:
 
         Positive offsets close gates and save more; shifts add up, and -offset undoes one.
 
-        Raises: ConfigError: the offset is not finite.
+        Raises: ConfigError: the offset, or the sum of all offsets, is not finite.
         """
         try:
             self._engine.shift_thresholds(offset)

@@ -139,6 +139,8 @@ def test_the_facade_imports_what_it_names() -> None:
     with pytest.raises(AttributeError, match="'headgate' has no attribute 'nothing'"):
         headgate.nothing  # noqa: B018
     assert {*headgate.__all__} <= {*dir(headgate)}
+    program = "import headgate; headgate.nn.GateConfig; headgate.errors.HeadgateError"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_a_heavy_import_is_found() -> None:

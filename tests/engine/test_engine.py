@@ -134,6 +134,9 @@ def test_the_dial(shift: float, tmp_path: Path) -> None:
     assert np.array_equal(engine(images.numpy()), hg.Engine(path)(images.numpy()))
     with pytest.raises(ConfigError, match="offset must be finite, got nan"):
         engine.shift_thresholds(float("nan"))
+    engine.shift_thresholds(3e38)
+    with pytest.raises(ConfigError, match="sum of all offsets finite"):
+        engine.shift_thresholds(3e38)
 
 
 @pytest.mark.parametrize("granularity", ["activation", "group", "channel"])
@@ -148,6 +151,32 @@ def test_results_do_not_depend_on_batch_or_threads(granularity: str, isa: str, t
         engine = hg.Engine(path, threads=threads)
         for first, last in [(0, 1), (5, 6), (0, 2), (3, 36), (36, 37), (0, 37)]:
             assert np.array_equal(engine(x[first:last].numpy()), expected[first:last])
+
+
+@pytest.mark.parametrize("options", [{}, {"channel_bound": 0.3}], ids=str)
+@pytest.mark.parametrize("granularity", ["activation", "group", "channel"])
+def test_small_maps_are_split_by_channels(granularity: str, options: dict[str, Any], tmp_path: Path) -> None:
+    if granularity == "channel" and options:
+        pytest.skip("a channel gate has no bound")
+    torch.manual_seed(11)
+    x = torch.randn(3, 3, 6, 6)
+    path = plan_of(gated(x, Gated(channels=64), granularity=granularity, **options), x, tmp_path)
+    agree(path)
+    expected = hg.Engine(path, threads=1)(x.numpy())
+    for threads in (2, 3, 4):
+        engine = hg.Engine(path, threads=threads)
+        for image in range(3):
+            assert np.array_equal(engine(x[image : image + 1].numpy()), expected[image : image + 1])
+
+
+def test_a_plan_may_change_on_disk(tmp_path: Path) -> None:
+    x = torch.randn(2, 3, 13, 12)
+    path = plan_of(gated(x, Gated()), x, tmp_path)
+    engine = hg.Engine(path, threads=1)
+    expected = engine(x.numpy())
+    with path.open("r+b") as file:
+        file.truncate(0)
+    assert np.array_equal(engine(x.numpy()), expected)
 
 
 def test_calls_from_several_threads(tmp_path: Path) -> None:

@@ -9,6 +9,12 @@
 
 namespace headgate {
 
+// The file cannot be read, or is not a plan of this version; the message names the file, the operator and what is wrong.
+class PlanError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
 // What the engine was given does not fit the plan, or makes no sense.
 class InputError : public std::invalid_argument {
  public:
@@ -32,7 +38,7 @@ struct LayerStats {
 // An engine may be used from several threads at once.
 class Engine {
  public:
-  // Maps the plan and packs its weights. Throws PlanError (headgate/plan.h), InputError, BackendError.
+  // Maps the plan and packs its weights. Throws PlanError, InputError, BackendError (headgate/isa.h).
   explicit Engine(const std::string& path, int threads = 1);
   ~Engine();
   Engine(Engine&&) noexcept;
@@ -47,7 +53,7 @@ class Engine {
   void run(const float* input, std::int64_t images, float* output) const;
 
   // The run-time dial: adds to every threshold, in standard deviations; positive saves more. Calls add up.
-  // Throws InputError where `offset` is not finite.
+  // Throws InputError where `offset`, or the sum, is not finite.
   void shift_thresholds(float offset);
 
   std::vector<LayerStats> stats() const;

@@ -95,9 +95,9 @@ def _of_two(builder: Builder, node: fx.Node, operation: str, operands: list[Any]
         return builder.emit(node, kind, left.value, right.value, shape=maps[0])
     if operation == "mul" and len(left.shape) == len(right.shape) == 3:
         if maps[1] == (maps[0][0], 1, 1):
-            return builder.emit(node, Mul, builder.map(node, left), right.value)
+            return builder.emit(node, Mul, builder.map(node, left), builder.map(node, right))
         if maps[0] == (maps[1][0], 1, 1):
-            return builder.emit(node, Mul, builder.map(node, right), left.value)
+            return builder.emit(node, Mul, builder.map(node, right), builder.map(node, left))
     raise builder.refuse(
         node,
         "expected a sum or product of equal shapes, or a product of a map with one number per channel, got "

@@ -39,12 +39,13 @@ def fuse(plan: Plan) -> Plan:
 
 
 def _without_idle_pools(plan: Plan) -> Plan:
-    """Without adaptive pools that keep the size: every window is one pixel."""
+    """Without adaptive pools that keep the size: every window is one pixel. A plan of nothing else keeps its last."""
     same: dict[int, int] = {}
     kept = []
     for operator in plan.operators:
         inputs = tuple(same.get(value, value) for value in operator.inputs)
-        if isinstance(operator, AdaptiveAvgPool) and plan.values[inputs[0]] == plan.values[operator.output]:
+        idle = isinstance(operator, AdaptiveAvgPool) and plan.values[inputs[0]] == plan.values[operator.output]
+        if idle and (inputs[0], operator.output) != (plan.input, plan.output):
             same[operator.output] = inputs[0]
         else:
             kept.append(replace(operator, inputs=inputs))
