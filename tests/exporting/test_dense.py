@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import headgate as hg
 from headgate import models
+from headgate.errors import ExportError
 
 
 @pytest.mark.parametrize(
@@ -214,3 +215,28 @@ def test_dtypes(tmp_path: Path) -> None:
     assert (tmp_path / "single.hgplan").read_bytes() == (tmp_path / "double.hgplan").read_bytes()
     report, _ = exported(model.bfloat16(), x, tmp_path)
     assert report.bytes == (tmp_path / "single.hgplan").stat().st_size
+
+
+class SpatialAttention(nn.Module):
+    """A product with one number per pixel, as many as there are channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.fc(x.mean((2, 3))).sigmoid().view(-1, 1, 4, 4)
+
+
+def test_a_product_over_pixels_is_not_taken_for_one_over_channels(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="expected a map"):
+        hg.export(SpatialAttention().eval(), tmp_path / "m.hgplan", example_input=torch.zeros(1, 16, 4, 4))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_of_nothing_but_an_idle_pool_has_an_operator(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(4)).eval()
+    x = torch.randn(2, 3, 4, 4)
+    _, plan = exported(model, x, tmp_path)
+    assert [op["kind"] for op in plan.ops] == ["adaptive_avg_pool"]
+    close(plan.run(x).output, x, 1e-6)
