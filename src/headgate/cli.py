@@ -72,6 +72,8 @@ class Train:
     quiet: bool = False
 
     def run(self, console: Console) -> None:
+        import torch.distributed
+
         from headgate.train import train
 
         recipe = self.to_recipe()
@@ -80,6 +82,8 @@ class Train:
         result = train(recipe, out, resume=self.resume, console=not self.quiet)
         _show(console, {recipe.name: result.evaluation})
         console.print(f"model, counts and metrics: {result.folder}; draw them with: headgate report {result.folder}")
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()  # or its threads may outlive the interpreter and abort it
 
     def to_recipe(self) -> Recipe:
         """The named recipe with this command's options.

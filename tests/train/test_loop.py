@@ -210,6 +210,8 @@ train(
     sys.argv[1].format(rank=os.environ.get("RANK", "0")),
     console=False,
 )
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()  # or its threads may outlive the interpreter and abort it
 """
 LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 ENVIRONMENT = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
