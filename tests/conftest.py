@@ -134,3 +134,27 @@ def cifar10(data_root: Path) -> Path:
             f"(HEADGATE_DATA={os.environ.get('HEADGATE_DATA', 'is not set')})"
         )
     return folder
+
+
+ISAS = ("portable", "avx2", "avx512")
+
+
+@pytest.fixture
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The native code, forced to each instruction set in turn; `pytest_generate_tests` parametrises."""
+    from headgate.ops import native  # not at the top: the hook that checks shapes must come first
+
+    extension = native.module()
+    if extension is None:
+        pytest.fail("the native operators must be tested: install the package, and do not set HEADGATE_NATIVE=0")
+    if request.param not in extension.usable_isas():
+        pytest.skip(f"this CPU or this build lacks {request.param}")
+    before = extension.active_isa()
+    extension.set_isa(request.param)
+    yield request.param
+    extension.set_isa(before)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "isa" in metafunc.fixturenames:
+        metafunc.parametrize("isa", ISAS, indirect=True)

@@ -17,7 +17,7 @@ def executable(name: str) -> str:
     """The latest build of a native test."""
     builds = [path for path in FOLDER.glob(f"cp*/native/tests/{name}") if path.is_file()]
     if not builds:
-        pytest.skip(f"build/cp*/native/tests/{name} is not there: run `make venv`")
+        pytest.fail(f"the native tests must run, but build/cp*/native/tests/{name} is not there: run `make venv`")
     return str(max(builds, key=lambda path: path.stat().st_mtime))
 
 

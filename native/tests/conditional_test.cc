@@ -9,25 +9,13 @@
 #include "kernels/conditional/conditional_reference.h"
 #include "tests/check.h"
 #include "tests/framed.h"
+#include "tests/isas.h"
 
 namespace headgate {
 namespace {
 
 constexpr double kUnit = 0x1p-24;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-std::vector<Isa> isas() {
-  const std::vector<Isa> in_cpu = isas_in_cpu();
-  std::vector<Isa> both;
-  for (Isa isa : isas_in_build()) {
-    if (std::count(in_cpu.begin(), in_cpu.end(), isa) != 0) {
-      both.push_back(isa);
-    } else {
-      std::printf("not tested, as the CPU lacks it: %s\n", name(isa));
-    }
-  }
-  return both;
-}
 
 const ConditionalKernels& kernels(Isa isa, bool group) {
   switch (isa) {

@@ -10,6 +10,7 @@
 #include "kernels/conv/conv_reference.h"
 #include "tests/check.h"
 #include "tests/framed.h"
+#include "tests/isas.h"
 
 namespace headgate {
 namespace {
@@ -18,22 +19,6 @@ constexpr double kUnit = 0x1p-24, kInfinity = std::numeric_limits<double>::infin
 
 const ConvKernels& kernels(Isa isa) {
   return isa == Isa::avx512 ? conv_avx512() : isa == Isa::avx2 ? conv_avx2() : conv_portable();
-}
-
-const std::vector<Isa>& isas() {
-  static const std::vector<Isa> present = [] {
-    const std::vector<Isa> in_build = isas_in_build(), in_cpu = isas_in_cpu();
-    std::vector<Isa> both;
-    for (Isa isa : in_build) {
-      if (std::count(in_cpu.begin(), in_cpu.end(), isa) != 0) {
-        both.push_back(isa);
-      } else {
-        std::printf("not tested, as the CPU lacks it: %s\n", name(isa));
-      }
-    }
-    return both;
-  }();
-  return present;
 }
 
 enum class Lists { contiguous, shuffled, any };

@@ -8,6 +8,7 @@
 #include "kernels/conv/conv_reference.h"
 #include "tests/check.h"
 #include "tests/framed.h"
+#include "tests/isas.h"
 
 namespace headgate {
 namespace {
@@ -16,22 +17,6 @@ constexpr double kUnit = 0x1p-24;
 
 const DepthwiseKernels& kernels(Isa isa) {
   return isa == Isa::avx512 ? depthwise_avx512() : isa == Isa::avx2 ? depthwise_avx2() : depthwise_portable();
-}
-
-const std::vector<Isa>& isas() {
-  static const std::vector<Isa> present = [] {
-    const std::vector<Isa> in_build = isas_in_build(), in_cpu = isas_in_cpu();
-    std::vector<Isa> both;
-    for (Isa isa : in_build) {
-      if (std::count(in_cpu.begin(), in_cpu.end(), isa) != 0) {
-        both.push_back(isa);
-      } else {
-        std::printf("not tested, as the CPU lacks it: %s\n", name(isa));
-      }
-    }
-    return both;
-  }();
-  return present;
 }
 
 // One convolution with all that it reads, and the sums that it should find.

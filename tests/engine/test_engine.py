@@ -18,24 +18,11 @@ from torch import Tensor, nn
 import headgate as hg
 from headgate import models
 from headgate.errors import ConfigError, DtypeError, PlanError, ShapeError
-from headgate.ops import native
-
-pytestmark = pytest.mark.skipif(not native.available(), reason="headgate._native is not built, or HEADGATE_NATIVE=0")
 
 SAFE = 1e-5
 """Outputs are compared end to end only where no score lies nearer to its threshold, in standard deviations."""
 FLOAT32 = 2e-4
 """Relative to the largest output: float32 sums against float64 ones, through a few layers."""
-
-
-@pytest.fixture(params=native.module().usable_isas() if native.available() else [])
-def isa(request: pytest.FixtureRequest) -> Any:
-    """Each instruction set of this build and CPU in turn."""
-    module = native.module()
-    before = module.active_isa()
-    module.set_isa(request.param)
-    yield request.param
-    module.set_isa(before)
 
 
 def plan_of(model: nn.Module, x: Tensor, folder: Path) -> Path:
@@ -153,14 +140,14 @@ def test_results_do_not_depend_on_batch_or_threads(granularity: str, isa: str, t
             assert np.array_equal(engine(x[first:last].numpy()), expected[first:last])
 
 
-@pytest.mark.parametrize("options", [{}, {"channel_bound": 0.3}], ids=str)
-@pytest.mark.parametrize("granularity", ["activation", "group", "channel"])
-def test_small_maps_are_split_by_channels(granularity: str, options: dict[str, Any], tmp_path: Path) -> None:
-    if granularity == "channel" and options:
-        pytest.skip("a channel gate has no bound")
+@pytest.mark.parametrize(
+    ("granularity", "bound"),
+    [("activation", 0.0), ("activation", 0.3), ("group", 0.0), ("group", 0.3), ("channel", 0.0)],
+)
+def test_small_maps_on_several_threads(granularity: str, bound: float, tmp_path: Path) -> None:
     torch.manual_seed(11)
     x = torch.randn(3, 3, 6, 6)
-    path = plan_of(gated(x, Gated(channels=64), granularity=granularity, **options), x, tmp_path)
+    path = plan_of(gated(x, Gated(channels=64), granularity=granularity, channel_bound=bound), x, tmp_path)
     agree(path)
     expected = hg.Engine(path, threads=1)(x.numpy())
     for threads in (2, 3, 4):
