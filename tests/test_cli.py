@@ -50,6 +50,23 @@ def test_export(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "image must be" in capsys.readouterr().err
 
 
+def test_export_explains(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    plan = tmp_path / "model.hgplan"
+    assert cli.main(["export", str(runs / "gated"), str(plan), "--explain", "--batch", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "masked dense" in shown
+    assert "batches of 2, 1 thread(s)" in shown
+    assert len([*(tmp_path / "headgate" / "paths").iterdir()]) == 1
+    assert cli.main(["export", str(runs / "gated"), str(plan), "--explain", "--batch", "0"]) == 1
+    assert "batch must be" in capsys.readouterr().err
+    arguments = ["export", "resnet20-cifar10-group", str(plan), "--image", "3", "32", "32", "--explain"]
+    assert cli.main(arguments) == 1
+    assert "data must be given" in capsys.readouterr().err
+
+
 def test_train_resumes_a_finished_run_at_once(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--epochs", "4", "--mac-reduction", "3", "--groups", "4", "--out", str(runs / "gated"), "--quiet"]
     assert cli.main(["train", "digits-cnn", *options]) == 0

@@ -21,19 +21,28 @@ namespace {
 
 using Images = nb::ndarray<const float, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
 using Sizes = std::tuple<int, int, int>;
-// name, kind, images, milliseconds, dense MACs, executed MACs, decisions, open decisions
+// name, kind, images, milliseconds, dense MACs, executed MACs, decisions, open decisions, path ("" where there is no gate)
 using StatsTuple = std::tuple<std::string, std::string, std::int64_t, double, std::int64_t, std::int64_t, std::int64_t,
-                              std::int64_t>;
+                              std::int64_t, std::string>;
+// name, density, milliseconds by the sparse path, and by the masked one
+using PathTuple = std::tuple<std::string, double, double, double>;
+
+const char* path_name(Path path) { return path == Path::sparse ? "sparse" : "masked"; }
 
 Sizes sizes(const MapShape& shape) { return {shape.channels, shape.height, shape.width}; }
 
-// (images, channels, height, width), or (images, channels) where the output is one pixel.
-nb::object run(const Engine& engine, const Images& images) {
-  const MapShape in = engine.input_shape(), out = engine.output_shape();
+void check_images(const Engine& engine, const Images& images) {
+  const MapShape in = engine.input_shape();
   const bool fits = images.shape(1) == static_cast<std::size_t>(in.channels) &&
                     images.shape(2) == static_cast<std::size_t>(in.height) &&
                     images.shape(3) == static_cast<std::size_t>(in.width);
   if (!fits) throw InputError("headgate._native: the images do not fit the plan");
+}
+
+// (images, channels, height, width), or (images, channels) where the output is one pixel.
+nb::object run(const Engine& engine, const Images& images) {
+  check_images(engine, images);
+  const MapShape out = engine.output_shape();
   const std::size_t n = images.shape(0);
   const std::size_t shape[4] = {n, static_cast<std::size_t>(out.channels), static_cast<std::size_t>(out.height),
                                 static_cast<std::size_t>(out.width)};
@@ -47,10 +56,21 @@ nb::object run(const Engine& engine, const Images& images) {
   return nb::cast(nb::ndarray<nb::numpy, float>(output, flat ? 2 : 4, shape, owner));
 }
 
+std::vector<PathTuple> time_paths(Engine& engine, const Images& images, int repeats) {
+  check_images(engine, images);
+  std::vector<PathTuple> all;
+  nb::gil_scoped_release release;
+  for (const PathTimes& t : engine.time_paths(images.data(), static_cast<std::int64_t>(images.shape(0)), repeats)) {
+    all.emplace_back(t.name, t.density, t.sparse_ms, t.masked_ms);
+  }
+  return all;
+}
+
 std::vector<StatsTuple> stats(const Engine& engine) {
   std::vector<StatsTuple> all;
   for (const LayerStats& s : engine.stats()) {
-    all.emplace_back(s.name, s.kind, s.images, s.milliseconds, s.dense_macs, s.executed_macs, s.decisions, s.open);
+    all.emplace_back(s.name, s.kind, s.images, s.milliseconds, s.dense_macs, s.executed_macs, s.decisions, s.open,
+                     s.kind == "gated_conv" ? path_name(s.path) : "");
   }
   return all;
 }
@@ -67,6 +87,10 @@ void bind_engine(nb::module_& m) {
       .def_prop_ro("threads", &Engine::threads)
       .def("run", &run, "images"_a)
       .def("shift_thresholds", &Engine::shift_thresholds, "offset"_a)
+      .def("time_paths", &time_paths, "images"_a, "repeats"_a)
+      .def("set_path", [](Engine& engine, const std::string& layer,
+                          bool masked) { engine.set_path(layer, masked ? Path::masked : Path::sparse); },
+           "layer"_a, "masked"_a)
       .def("stats", &stats)
       .def("reset_stats", &Engine::reset_stats);
 }

@@ -18,6 +18,7 @@ namespace {
 // Larger batches run in pieces, so that memory does not grow with the batch.
 constexpr std::int64_t kMaxImages = 32;
 
+// Of one operator.
 struct Counters {
   std::atomic<std::int64_t> images{0}, nanoseconds{0}, open{0};
 };
@@ -87,6 +88,12 @@ std::int64_t decisions_of(const Plan& plan, const Op& op) {
   return op.gating->decisions * (per_map ? 1 : std::int64_t{out.height} * out.width);
 }
 
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
 void clear_frame(const Map& map, std::int64_t image) {
   if (map.border == 0) return;
   float* first = map.data + image * map.image_stride - map.border * (map.row_stride + map.pixel_stride());
@@ -135,7 +142,7 @@ struct Engine::State {
     idle.push_back(std::move(workspace));
   }
 
-  void run(const float* input, std::int64_t images, float* output) {
+  void run(const float* input, std::int64_t images, float* output, std::vector<Counters>& counters) {
     std::unique_ptr<Workspace> workspace = take(images);
     const RunContext context{layout,
                              images,
@@ -167,6 +174,9 @@ struct Engine::State {
     const Map map = context.map(value);
     for (std::int64_t image = 0; image < context.images; ++image) clear_frame(map, image);
   }
+
+  // Null where the operator is no gated convolution.
+  GatedStep* gated(std::size_t op) const { return plan.ops[op].gating ? static_cast<GatedStep*>(steps[op].get()) : nullptr; }
 
   static constexpr std::size_t kMaxIdle = 8;
 
@@ -201,8 +211,55 @@ void Engine::run(const float* input, std::int64_t images, float* output) const {
   const auto elements = [](const MapShape& s) { return std::int64_t{s.channels} * s.height * s.width; };
   const std::int64_t in = elements(input_shape()), out = elements(output_shape());
   for (std::int64_t first = 0; first < images; first += kMaxImages) {
-    state_->run(input + first * in, std::min(kMaxImages, images - first), output + first * out);
+    state_->run(input + first * in, std::min(kMaxImages, images - first), output + first * out, state_->counters);
   }
+}
+
+std::vector<PathTimes> Engine::time_paths(const float* input, std::int64_t images, int repeats) {
+  if (images < 1 || images > kMaxImages) {
+    throw InputError("images must be in [1, " + std::to_string(kMaxImages) + "], got " + std::to_string(images));
+  }
+  if (repeats < 1) throw InputError("repeats must be ≥ 1, got " + std::to_string(repeats));
+  struct Timed {
+    std::size_t op;
+    Path before;
+    double density;
+    std::vector<double> sparse_ms, masked_ms;
+  };
+  std::vector<Timed> layers;
+  for (std::size_t i = 0; i < state_->steps.size(); ++i) {
+    if (const GatedStep* step = state_->gated(i)) layers.push_back({i, step->path(), 0, {}, {}});
+  }
+  const MapShape out = output_shape();
+  std::vector<float> output(images * out.channels * out.height * out.width);
+  for (int i = 0; i < 2 * repeats; ++i) {
+    const Path path = i % 2 == 0 ? Path::sparse : Path::masked;
+    for (const Timed& layer : layers) state_->gated(layer.op)->use(path);
+    std::vector<Counters> warm(state_->steps.size()), timed(state_->steps.size());
+    state_->run(input, images, output.data(), warm);
+    state_->run(input, images, output.data(), timed);
+    for (Timed& layer : layers) {
+      const Counters& counters = timed[layer.op];
+      const std::int64_t decisions = images * decisions_of(state_->plan, state_->plan.ops[layer.op]);
+      layer.density = static_cast<double>(counters.open) / static_cast<double>(decisions);
+      (path == Path::sparse ? layer.sparse_ms : layer.masked_ms).push_back(1e-6 * static_cast<double>(counters.nanoseconds));
+    }
+  }
+  std::vector<PathTimes> all;
+  for (const Timed& layer : layers) {
+    state_->gated(layer.op)->use(layer.before);
+    all.push_back({state_->plan.ops[layer.op].name, layer.density, median(layer.sparse_ms), median(layer.masked_ms)});
+  }
+  return all;
+}
+
+void Engine::set_path(const std::string& name, Path path) {
+  for (std::size_t i = 0; i < state_->steps.size(); ++i) {
+    if (state_->plan.ops[i].name != name) continue;
+    if (GatedStep* step = state_->gated(i)) return step->use(path);
+    break;
+  }
+  throw InputError("name must be that of a gated convolution of the plan, got " + name);
 }
 
 void Engine::shift_thresholds(float offset) {
@@ -230,7 +287,8 @@ std::vector<LayerStats> Engine::stats() const {
                    .dense_macs = images * macs.dense,
                    .executed_macs = images * macs.base + open * macs.per_decision,
                    .decisions = images * decisions_of(state_->plan, op),
-                   .open = open});
+                   .open = open,
+                   .path = op.gating ? state_->gated(i)->path() : Path::sparse});
   }
   return all;
 }

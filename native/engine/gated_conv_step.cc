@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <bit>
 #include <limits>
+#include <memory>
+#include <mutex>
 #include <numeric>
 
 #include "engine/step.h"
@@ -19,7 +21,7 @@ struct Region {
   int first_row, last_row, first_channel, last_channel;
 };
 
-class GatedConvStep : public Step {
+class GatedConvStep : public GatedStep {
  public:
   GatedConvStep(const Plan& plan, const Op& op, const KernelSet& kernels)
       : kernels_(kernels),
@@ -28,6 +30,7 @@ class GatedConvStep : public Step {
         op_(op),
         gating_(*op_.gating),
         shape_(conv_shape(plan, op, gating_.base)),
+        dense_shape_(headgate::dense_shape(plan, op)),
         channels_(shape_.out_channels),
         padded_(padded_channels(channels_)),
         pixels_(std::int64_t{plan.values[op.output].height} * plan.values[op.output].width),
@@ -61,6 +64,19 @@ class GatedConvStep : public Step {
     return needs;
   }
 
+  void use(Path path) override {
+    std::shared_ptr<Aligned<float>> packed;
+    if (path == Path::masked) {
+      if (dense_weights() != nullptr) return;
+      packed = std::make_shared<Aligned<float>>(kernels_.conv.packed_size(dense_shape_));
+      kernels_.conv.pack(dense_shape_, op_.weight.data, packed->data());
+    }
+    std::lock_guard lock(mutex_);
+    dense_weights_ = std::move(packed);
+  }
+
+  Path path() const override { return dense_weights() == nullptr ? Path::sparse : Path::masked; }
+
   std::int64_t run(const RunContext& context) const override {
     const Pass pass(*this, context);
     if (whole_images()) {
@@ -91,6 +107,7 @@ class GatedConvStep : public Step {
     Pass(const GatedConvStep& step, const RunContext& context)
         : step_(step),
           context_(context),
+          dense_weights_(step.dense_weights()),
           input_(context.map(step.op_.inputs[0])),
           output_(context.map(step.op_.output)),
           thresholds_(context.scores),
@@ -103,12 +120,7 @@ class GatedConvStep : public Step {
 
     void base(int part, const Region& region) const {
       const GatedConvStep& s = step_;
-      ConvArgs args{};
-      args.shape = &s.shape_;
-      args.weights = s.base_weights_.data();
-      args.input = input_, args.output = output_;
-      args.first_vector = region.first_channel / kLanes;
-      args.last_vector = (region.last_channel + kLanes - 1) / kLanes;
+      ConvArgs args = conv_args(s.shape_, s.base_weights_, region);
       const bool fused = s.gating_.granularity == Granularity::activation;
       args.epilogue = {.kind = fused ? Epilogue::gate : Epilogue::raw,
                        .scale = s.partial_scale_.data(),
@@ -170,6 +182,7 @@ class GatedConvStep : public Step {
 
     void conditional(int part, const Region& region) const {
       const GatedConvStep& s = step_;
+      if (dense_weights_ != nullptr) return masked(region);
       const std::int64_t scratch = s.needs(context_.layout, context_.images).scratch_bytes;
       s.conditional_.run({.shape = &s.shape_,
                           .weights = s.conditional_weights_.data(),
@@ -192,6 +205,29 @@ class GatedConvStep : public Step {
     }
 
    private:
+    void masked(const Region& region) const {
+      const GatedConvStep& s = step_;
+      ConvArgs args = conv_args(s.dense_shape_, *dense_weights_, region);
+      args.epilogue.kind = Epilogue::masked;
+      args.epilogue.scale = s.final_scale_.data(), args.epilogue.bias = s.final_bias_.data();
+      args.epilogue.low = s.clamp_.low, args.epilogue.high = s.clamp_.high;
+      args.epilogue.residual = residual(), args.epilogue.masks = context_.masks;
+      each_range(region, [&](std::int64_t begin, std::int64_t end) {
+        args.begin = begin, args.end = end;
+        s.kernels_.conv.run(args);
+      });
+    }
+
+    ConvArgs conv_args(const ConvShape& shape, const Aligned<float>& weights, const Region& region) const {
+      ConvArgs args{};
+      args.shape = &shape;
+      args.weights = weights.data();
+      args.input = input_, args.output = output_;
+      args.first_vector = region.first_channel / kLanes;
+      args.last_vector = (region.last_channel + kLanes - 1) / kLanes;
+      return args;
+    }
+
     // Pixel ranges of a region: its rows are adjacent within an image, and across images if it has all of them.
     template <class F>
     void each_range(const Region& region, F body) const {
@@ -214,10 +250,16 @@ class GatedConvStep : public Step {
 
     const GatedConvStep& step_;
     const RunContext& context_;
+    const std::shared_ptr<const Aligned<float>> dense_weights_;  // null for the sparse path
     const Map input_, output_;
     Map residual_{};
     float *thresholds_, *scores_;
   };
+
+  std::shared_ptr<const Aligned<float>> dense_weights() const {
+    std::lock_guard lock(mutex_);
+    return dense_weights_;
+  }
 
   int words() const { return padded_ / kLanes; }
   int group_size() const { return channels_ / gating_.decisions; }
@@ -282,18 +324,20 @@ class GatedConvStep : public Step {
   const ConditionalKernels& conditional_;
   const Op op_;
   const Gating& gating_;
-  const ConvShape shape_;
+  const ConvShape shape_, dense_shape_;
   const int channels_, padded_;
   const std::int64_t pixels_;
   const Aligned<float> base_weights_, conditional_weights_;
   const Aligned<float> score_scale_, score_bias_, partial_scale_, partial_bias_, final_scale_, final_bias_;
   const Aligned<float> gain_, threshold_;
   const Clamp clamp_;
+  mutable std::mutex mutex_;  // of the next
+  std::shared_ptr<const Aligned<float>> dense_weights_;
 };
 
 }  // namespace
 
-std::unique_ptr<Step> make_gated_conv_step(const Plan& plan, const Op& op, const KernelSet& kernels) {
+std::unique_ptr<GatedStep> make_gated_conv_step(const Plan& plan, const Op& op, const KernelSet& kernels) {
   return std::make_unique<GatedConvStep>(plan, op, kernels);
 }
 

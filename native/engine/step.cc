@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
 
 #include "headgate/parallel.h"
 
@@ -61,6 +62,13 @@ ConvShape conv_shape(const Plan& plan, const Op& op, const InputLists& lists) {
   shape.inputs_per_block = lists.per_block;
   shape.inputs = lists.channels;
   return shape;
+}
+
+ConvShape dense_shape(const Plan& plan, const Op& op) {
+  InputLists all{1, plan.values[op.inputs[0]].channels, {}};
+  all.channels.resize(all.per_block);
+  std::iota(all.channels.begin(), all.channels.end(), 0);
+  return conv_shape(plan, op, all);
 }
 
 void split(std::int64_t count, std::int64_t unit, int threads, const Body& body) {

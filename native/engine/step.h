@@ -48,11 +48,19 @@ class Step {
   virtual std::int64_t run(const RunContext& context) const = 0;
 };
 
+// A gated convolution.
+class GatedStep : public Step {
+ public:
+  // From the next run on. Packs the weights that the path needs, and lets go of the others.
+  virtual void use(Path path) = 0;
+  virtual Path path() const = 0;
+};
+
 // The step behind an operator.
 std::unique_ptr<Step> make_step(const Plan& plan, const Op& op, const KernelSet& kernels);
 
 std::unique_ptr<Step> make_conv_step(const Plan& plan, const Op& op, const KernelSet& kernels);
-std::unique_ptr<Step> make_gated_conv_step(const Plan& plan, const Op& op, const KernelSet& kernels);
+std::unique_ptr<GatedStep> make_gated_conv_step(const Plan& plan, const Op& op, const KernelSet& kernels);
 std::unique_ptr<Step> make_map_step(const Plan& plan, const Op& op, const KernelSet& kernels);
 
 // ---- What the steps share.
@@ -91,7 +99,8 @@ Clamp clamp_of(Activation activation);
 using Body = std::function<void(int, std::int64_t, std::int64_t)>;
 void split(std::int64_t count, std::int64_t unit, int threads, const Body& body);
 
-// The convolution's geometry, with what each block of outputs reads.
+// The convolution's geometry, with what each block of outputs reads; and where all read all inputs.
 ConvShape conv_shape(const Plan& plan, const Op& op, const InputLists& lists);
+ConvShape dense_shape(const Plan& plan, const Op& op);
 
 }  // namespace headgate

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from headgate.checkpoint import list_pretrained, load, pretrained, save
     from headgate.convert import GateReport, gate_
     from headgate.counting import BufferModel, Counts, count
-    from headgate.engine import Engine, LayerStats
+    from headgate.engine import Engine, LayerStats, PathChoice
     from headgate.errors import HeadgateError
     from headgate.exporting import ExportReport, export
     from headgate.fusion import fuse
@@ -32,6 +32,7 @@ __all__ = [
     "GatedConv2d",
     "HeadgateError",
     "LayerStats",
+    "PathChoice",
     "count",
     "export",
     "force_gates",
@@ -49,7 +50,7 @@ _HOMES = {
     "checkpoint": ("list_pretrained", "load", "pretrained", "save"),
     "convert": ("GateReport", "gate_"),
     "counting": ("BufferModel", "Counts", "count"),
-    "engine": ("Engine", "LayerStats"),
+    "engine": ("Engine", "LayerStats", "PathChoice"),
     "errors": ("HeadgateError",),
     "exporting": ("ExportReport", "export"),
     "fusion": ("fuse",),

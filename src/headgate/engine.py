@@ -5,17 +5,21 @@ from __future__ import annotations
 import importlib
 import operator
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headgate.errors import BackendError, ConfigError, DtypeError, PlanError, ShapeError
+from headgate.tuning import PATHS, ConditionalPath, PathChoice, check_path, recall, remember
 
-__all__ = ["Engine", "LayerStats"]
+__all__ = ["Engine", "LayerStats", "PathChoice"]
 
-MAX_THREADS = 256
+MAX_THREADS: Final = 256
+MAX_TUNING_BATCH: Final = 32
+"""Larger batches run in pieces of so many images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,8 @@ class LayerStats:
         dense_macs: what the dense layer would have cost.
         executed_macs: what was computed, as `headgate.count` counts; the same where nothing is gated.
         decisions, open_decisions: of a gated convolution's gates, over all images; 0 elsewhere.
+        path: how a gated convolution completes its open outputs, "sparse" or "masked"; "" elsewhere. The masked path
+            computes more than `executed_macs` counts.
     """
 
     name: str
@@ -40,6 +46,7 @@ class LayerStats:
     executed_macs: int
     decisions: int
     open_decisions: int
+    path: str
 
     @property
     def density(self) -> float:
@@ -53,13 +60,23 @@ class Engine:
     Args:
         path: what `headgate.export` wrote.
         threads: of one call; None: as many as this process may use cores.
+        paths: how gated convolutions complete their open outputs: "sparse", one by one, with work in proportion to
+            their number; "masked", by a dense convolution of the pixels that have any; "tuned", as `tune` found for
+            this plan, CPU, instruction set and number of threads, and sparse where it never ran. Or one of the first
+            two for each layer named in a mapping, others as tuned.
     Raises:
         PlanError: the file cannot be read or is not a plan of this version.
-        ConfigError: threads out of range, or HEADGATE_ISA names nothing known.
+        ConfigError: threads or paths is not accepted, or HEADGATE_ISA names nothing known.
         BackendError: this installation has no native module, or HEADGATE_ISA names what the build or CPU lacks.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        paths: str | Mapping[str, ConditionalPath] = "tuned",
+    ) -> None:
         count = min(len(os.sched_getaffinity(0)), MAX_THREADS) if threads is None else operator.index(threads)
         if not 1 <= count <= MAX_THREADS:
             raise ConfigError(f"threads must be in [1, {MAX_THREADS}], got {count}")
@@ -73,6 +90,9 @@ class Engine:
         except ValueError as error:
             raise ConfigError(str(error)) from None
         self._shape: tuple[int, int, int] = self._engine.input_shape
+        self._isa: str = native.active_isa()
+        self._path = path
+        self._choose(paths)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -90,6 +110,22 @@ class Engine:
         """Threads of one call."""
         return int(self._engine.threads)
 
+    def _choose(self, paths: str | Mapping[str, ConditionalPath]) -> None:
+        gated = [layer.name for layer in self.stats() if layer.path]
+        if isinstance(paths, str) and paths in PATHS:
+            chosen = dict.fromkeys(gated, check_path("all layers", paths))
+        elif isinstance(paths, str) and paths != "tuned":
+            raise ConfigError(f"paths must be one of tuned, {', '.join(PATHS)}, or a mapping, got {paths!r}")
+        else:
+            tuned = recall(self._path, isa=self._isa, threads=self.threads)
+            chosen = {name: path for name, path in tuned.items() if name in gated}
+            for name, path in () if isinstance(paths, str) else paths.items():
+                if name not in gated:
+                    raise ConfigError(f"paths must name gated convolutions of the plan, got {name!r}")
+                chosen[name] = check_path(name, path)
+        for name, path in chosen.items():
+            self._engine.set_path(name, path == "masked")
+
     def __call__(self, images: Any) -> NDArray[np.float32]:
         """Run a batch.
 
@@ -99,6 +135,10 @@ class Engine:
         Returns: (n, …output_shape). An image's result is the same bit for bit whatever the batch and the threads.
         Raises: ShapeError, DtypeError: the images do not fit the plan, or are not contiguous.
         """
+        output: NDArray[np.float32] = self._engine.run(self._check(images))
+        return output
+
+    def _check(self, images: Any) -> NDArray[np.float32]:
         array = images if isinstance(images, np.ndarray) else _from_dlpack(images)
         if array.ndim != 4 or array.shape[1:] != self._shape:
             expected = ", ".join(map(str, self._shape))
@@ -110,8 +150,7 @@ class Engine:
                 f"images must be contiguous in the order (n, channels, height, width), got strides {array.strides} "
                 "bytes; call numpy.ascontiguousarray, or .contiguous() of a torch tensor"
             )
-        output: NDArray[np.float32] = self._engine.run(array)
-        return output
+        return array
 
     def shift_thresholds(self, offset: float) -> None:
         """Shift every threshold by `offset` standard deviations from the next call on: the run-time dial.
@@ -124,6 +163,34 @@ class Engine:
             self._engine.shift_thresholds(offset)
         except ValueError as error:
             raise ConfigError(str(error)) from None
+
+    def tune(self, images: Any, *, repeats: int = 9, keep: bool = True) -> list[PathChoice]:
+        """Time both paths of every gated convolution on these images and take the faster ones from now on.
+
+        Times depend on how many decisions are open: give images, and a dial, like those to come, in batches of the
+        size to come. While it runs, calls from other threads disturb the times and may take either path.
+
+        Args:
+            images: as for a call, at most 32 of them.
+            repeats: of each path; medians count.
+            keep: remember the choice for later engines of the same plan, CPU, instruction set and number of threads.
+        Returns: a choice for each gated convolution, in order of execution.
+        Raises:
+            ShapeError, DtypeError: as for a call; or there are no images, or too many.
+            ConfigError: repeats < 1.
+            CheckpointError: the choice cannot be written; the engine has it nevertheless.
+        """
+        array = self._check(images)
+        if not 1 <= len(array) <= MAX_TUNING_BATCH:
+            raise ShapeError(f"images must be between 1 and {MAX_TUNING_BATCH}, got {len(array)}")
+        if repeats < 1:
+            raise ConfigError(f"repeats must be ≥ 1, got {repeats}")
+        choices = [PathChoice.of_times(*times) for times in self._engine.time_paths(array, repeats)]
+        for choice in choices:
+            self._engine.set_path(choice.name, choice.path == "masked")
+        if keep:
+            remember(self._path, isa=self._isa, threads=self.threads, batch=len(array), choices=choices)
+        return choices
 
     def stats(self) -> list[LayerStats]:
         """What every operator has done, in order of execution."""

@@ -1,4 +1,4 @@
-"""Write a file whole or not at all."""
+"""Write a file whole or not at all; and where files that can be made again are kept."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from headgate.errors import CheckpointError
 
-__all__ = ["atomic_write", "write_atomic"]
+__all__ = ["atomic_write", "cache_folder", "write_atomic"]
 
 
 @contextmanager
@@ -57,6 +57,11 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
                 left = left[os.write(descriptor, left) :]
         finally:
             os.close(descriptor)
+
+
+def cache_folder() -> Path:
+    """Where headgate keeps what it can make again: `$XDG_CACHE_HOME/headgate`, by default `~/.cache/headgate`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headgate"
 
 
 def _sync(path: Path) -> None:

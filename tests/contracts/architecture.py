@@ -27,7 +27,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "convert": {"errors", "nn", "graph", "workload"},
     "fusion": {"errors", "ops", "nn", "tracing", "graph", "workload"},
     "counting": {"errors", "files", "nn", "graph", "workload"},
-    "engine": {"errors", NATIVE},
+    "tuning": {"errors", "files"},
+    "engine": {"errors", "tuning", NATIVE},
     "exporting": {"errors", "files", "ops", "nn", "tracing", "graph"},
     "checkpoint": {"errors", "files", "models", "convert", "nn"},
     "train": {"errors", "files", "nn", "models", "convert", "fusion", "counting", "checkpoint"},
@@ -49,7 +50,7 @@ ONLY_LAZILY: dict[str, set[str]] = {
 """What may be imported inside a function only, so that importing the importer stays cheap."""
 
 THIRD_PARTY: dict[str, set[str]] = {
-    "torch": {*MAY_IMPORT} - {"errors", "files", "workload", "engine"},
+    "torch": {*MAY_IMPORT} - {"errors", "files", "workload", "tuning", "engine"},
     "torchvision": {"models", "train", "cli"},
     "triton": {"ops"},
     "matplotlib": {"plots", "report"},

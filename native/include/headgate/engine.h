@@ -25,6 +25,17 @@ struct MapShape {
   int channels, height, width;
 };
 
+// How a gated convolution completes its open outputs: one by one, with work in proportion to their number, or by a dense
+// convolution of the pixels that have any, of which it keeps what is open.
+enum class Path { sparse, masked };
+
+// What a gated convolution took for a batch, by either path.
+struct PathTimes {
+  std::string name;
+  double density;  // share of open decisions
+  double sparse_ms, masked_ms;
+};
+
 // One operator's work since the engine was made or its statistics were reset.
 struct LayerStats {
   std::string name, kind;
@@ -33,6 +44,7 @@ struct LayerStats {
   std::int64_t dense_macs;        // what the dense layer would have cost
   std::int64_t executed_macs;     // what was computed; the same for what is not gated
   std::int64_t decisions, open;   // of gated convolutions, over all images
+  Path path;                      // of gated convolutions, now
 };
 
 // An engine may be used from several threads at once.
@@ -55,6 +67,14 @@ class Engine {
   // The run-time dial: adds to every threshold, in standard deviations; positive saves more. Calls add up.
   // Throws InputError where `offset`, or the sum, is not finite.
   void shift_thresholds(float offset);
+
+  // Runs a batch `repeats` times by each path, in turn, and gives every gated convolution's median times. Needs memory
+  // for a second copy of their weights meanwhile; paths and statistics are then as before.
+  std::vector<PathTimes> time_paths(const float* input, std::int64_t images, int repeats);
+
+  // The path of a gated convolution from the next run on; sparse at first. The paths add in different orders, so their
+  // results differ by rounding. Throws InputError where no gated convolution has this name.
+  void set_path(const std::string& name, Path path);
 
   std::vector<LayerStats> stats() const;
   void reset_stats();

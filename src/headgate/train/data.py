@@ -20,6 +20,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from headgate.errors import ConfigError, DataError
+from headgate.files import cache_folder
 from headgate.train.augment import Augment, Normalise
 from headgate.train.seeding import generator
 from headgate.train.sources import ImageRows, decode, open_rows
@@ -246,8 +247,7 @@ def _decode_all(rows: ImageRows, channels: int) -> np.ndarray[tuple[int, int, in
 def _cache_file(rows: ImageRows, channels: int) -> Path | None:
     if rows.key is None:
         return None
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "headgate" / f"{rows.key}-{channels}-v{_CACHE_VERSION}.safetensors"
+    return cache_folder() / f"{rows.key}-{channels}-v{_CACHE_VERSION}.safetensors"
 
 
 def _read_cache(file: Path) -> ImageTensors | None:

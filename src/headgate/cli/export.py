@@ -1,0 +1,72 @@
+"""`headgate export`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional
+
+from headgate.cli.find import find_model, test_batches, trained_shape
+from headgate.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a trained model to a plan file for the native engine.
+
+    Attributes:
+        model: a run's folder, a checkpoint file, or a name that `headgate models` lists under "pretrained".
+        plan: the file to write.
+        image: channels, height and width of the images that the plan is for. Default: those that the run trained on.
+        explain: then time each gated convolution on test images both ways, sparse and as masked dense arithmetic; show
+            the times, and remember the faster way for engines of this plan on this CPU.
+        data: where the images for it are. Default: what the run was trained on.
+        batch: images in one call, for the times.
+        threads: of one call, for the times.
+    """
+
+    model: Positional[str]
+    plan: Positional[Path]
+    image: tuple[int, int, int] | None = None
+    explain: bool = False
+    data: str | None = None
+    batch: int = 1
+    threads: int = 1
+
+    def run(self, console: Console) -> None:
+        import torch
+
+        from headgate.exporting import export
+
+        model, config = find_model(self.model)
+        batches = None
+        if self.explain:
+            if self.batch < 1:
+                raise ConfigError(f"batch must be ≥ 1, got {self.batch}")
+            batches = test_batches(model, config, name=self.model, data=self.data, limit=self.batch)
+        shape = self.image or trained_shape(Path(self.model))
+        if min(shape) < 1:
+            raise ConfigError(f"image must be channels, height and width, each ≥ 1, got {shape}")
+        console.print(str(export(model, self.plan, example_input=torch.zeros(1, *shape))), markup=False)
+        if batches is not None:
+            self._explain(console, torch.cat([images for images, *_ in batches]).numpy())
+
+    def _explain(self, console: Console, images: NDArray[np.float32]) -> None:
+        from headgate.engine import Engine
+
+        choices = Engine(self.plan, threads=self.threads).tune(images)
+        table = Table(title=f"batches of {len(images)}, {self.threads} thread(s), ms a batch, base path included")
+        for column in ("gated convolution", "density", "sparse", "masked dense", "path"):
+            table.add_column(column, justify="left" if column in ("gated convolution", "path") else "right")
+        for choice in choices:
+            row = (f"{choice.density:.3f}", f"{choice.sparse_ms:.3f}", f"{choice.masked_ms:.3f}", choice.path)
+            table.add_row(choice.name, *row)
+        console.print(table)

@@ -1,0 +1,72 @@
+"""The model that an argument names, and its data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from headgate.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from headgate.train import DataConfig
+    from headgate.train.data import Batch
+
+
+def find_model(name: str) -> tuple[nn.Module, DataConfig | None]:
+    """A model, and the data that it was trained on where that is known."""
+    import json
+
+    from headgate.checkpoint import list_pretrained, load, pretrained
+    from headgate.train import Recipe
+    from headgate.train.loop import MODEL, RECIPE
+
+    path = Path(name)
+    if path.is_dir():
+        if not (path / MODEL).exists():
+            raise CheckpointError(f"{path} holds no finished run: {MODEL} is missing; finish it with headgate train")
+        try:
+            config = Recipe.from_dict(json.loads((path / RECIPE).read_text())).data
+        except (OSError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{path / RECIPE} is missing or damaged ({error}); name {path / MODEL}") from error
+        return load(path / MODEL), config
+    if path.exists() or path.suffix == ".safetensors":
+        return load(path), None
+    if name in list_pretrained():
+        return pretrained(name), None
+    raise CheckpointError(
+        f"model must be a run's folder, a checkpoint or one of {', '.join(list_pretrained()) or 'no pretrained models'}"
+        f", got {name!r}, which does not exist"
+    )
+
+
+def test_batches(
+    model: nn.Module, config: DataConfig | None, *, name: str, data: str | None, limit: int | None
+) -> Iterator[Batch]:
+    """Test images for a model that `name` found, with what `evaluate` needs."""
+    from headgate.train import DataConfig
+    from headgate.train.prepare import evaluation_batches
+
+    if data is not None:
+        config = replace(config or DataConfig(source=data), source=data)
+    if config is None:
+        raise ConfigError(f"data must be given: {name} does not say what it was trained on")
+    return evaluation_batches(model, config, limit=limit)
+
+
+def trained_shape(folder: Path) -> tuple[int, int, int]:
+    """Channels, height and width of the images that a finished run was trained on."""
+    import json
+
+    from headgate.train.loop import SUMMARY
+
+    try:
+        channels, height, width = json.loads((folder / SUMMARY).read_text())["input_shape"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"image must be given: {folder} does not say what it was trained on; for instance --image 3 32 32"
+        ) from error
+    return channels, height, width

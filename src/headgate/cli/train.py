@@ -1,0 +1,131 @@
+"""`headgate train`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.console import Console
+from tyro.conf import Positional
+
+from headgate.cli.options import given
+from headgate.cli.show import show
+from headgate.errors import ConfigError
+
+if TYPE_CHECKING:
+    from headgate.train import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train a recipe: gated to a budget, or dense. Interrupt it with Ctrl-C; the same command resumes.
+
+    Attributes:
+        recipe: name of a recipe; `headgate models` lists them.
+        data: folder with parquet files or class folders, or a name on the Hub. Default: the recipe's.
+        out: the run's folder. Default: runs/<recipe>-<variant>-seed<seed>.
+        dense: train the dense counterpart instead.
+        mac_reduction: dense ÷ executed MACs of the gated layers to end at.
+        target: threshold target T in standard deviations, instead.
+        forced: hold the gates in one state throughout, instead: "closed" is the static grouped control.
+        steering: how the budget is kept: one common threshold, or a penalty on the expected MACs.
+        elastic: also train for a range of budgets: half-width of the random threshold offset.
+        close_epochs: close the gates slowly, over so many epochs.
+        groups, granularity, shuffle, norm: see GateConfig. Default: the recipe's.
+        width, num_classes: of the network. Default: the recipe's.
+        epochs, batch_size, lr, seed, precision: Default: the recipe's.
+        init_from: start from this dense checkpoint.
+        teacher: distil from this dense checkpoint.
+        resume: False refuses a folder that holds a run.
+        quiet: no progress bar.
+    """
+
+    recipe: Positional[str]
+    data: str | None = None
+    out: Path | None = None
+    dense: bool = False
+    mac_reduction: float | None = None
+    target: float | None = None
+    forced: Literal["open", "closed"] | None = None
+    steering: Literal["threshold", "penalty"] | None = None
+    elastic: float | None = None
+    close_epochs: float | None = None
+    groups: int | None = None
+    granularity: str | None = None
+    shuffle: bool | None = None
+    norm: str | None = None
+    width: int | None = None
+    num_classes: int | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    seed: int | None = None
+    precision: Literal["fp32", "bf16"] | None = None
+    init_from: Path | None = None
+    teacher: Path | None = None
+    resume: bool = True
+    quiet: bool = False
+
+    def run(self, console: Console) -> None:
+        import torch.distributed
+
+        from headgate.train import train
+
+        recipe = self.to_recipe()
+        out = self.out or Path("runs") / f"{recipe.name}-seed{recipe.seed}"
+        console.print(f"{recipe.name} → {out}")
+        result = train(recipe, out, resume=self.resume, console=not self.quiet)
+        show(console, {recipe.name: result.evaluation})
+        console.print(f"model, counts and metrics: {result.folder}; draw them with: headgate report {result.folder}")
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()  # or its threads may outlive the interpreter and abort it
+
+    def to_recipe(self) -> Recipe:
+        """The named recipe with this command's options.
+
+        Raises: ConfigError: unknown recipe, or options that exclude one another.
+        """
+        from headgate import recipes
+        from headgate.train import DistillConfig
+
+        recipe = recipes.get(self.recipe)
+        recipe = replace(
+            recipe,
+            **given(epochs=self.epochs, batch_size=self.batch_size, seed=self.seed, precision=self.precision),
+            data=replace(recipe.data, **given(source=self.data)),
+            optimiser=replace(recipe.optimiser, **given(lr=self.lr)),
+            architecture=replace(recipe.architecture, **given(width=self.width, num_classes=self.num_classes)),
+            init_from=None if self.init_from is None else str(self.init_from),
+            distill=None if self.teacher is None else DistillConfig(teacher=str(self.teacher)),
+        )
+        if self.dense:
+            gate_options: tuple[str, ...] = (
+                "mac_reduction",
+                "target",
+                "forced",
+                "steering",
+                "elastic",
+                "close_epochs",
+                "groups",
+            )
+            gate_options += ("granularity", "shuffle", "norm")
+            clashing = [name for name in gate_options if getattr(self, name) is not None]
+            if clashing:
+                raise ConfigError(f"--dense trains without gates, got also {', '.join(clashing)}; drop one or the other")
+            return recipes.dense(recipe)
+        assert recipe.gate is not None
+        assert recipe.budget is not None
+        goal = given(mac_reduction=self.mac_reduction, target=self.target, forced=self.forced)
+        unset: dict[str, Any] = dict.fromkeys(("mac_reduction", "target", "forced")) if goal else {}
+        gate = replace(
+            recipe.gate,
+            **given(groups=self.groups, granularity=self.granularity, shuffle=self.shuffle, norm=self.norm),
+        )
+        budget = replace(
+            recipe.budget,
+            **(unset | goal),
+            **given(steering=self.steering, elastic=self.elastic, close_epochs=self.close_epochs),
+        )
+        variant = "static" if budget.forced == "closed" else gate.granularity
+        return replace(recipe, name=f"{recipe.name}-{variant}", gate=gate, budget=budget)
