@@ -57,7 +57,7 @@ class Export:
             raise ConfigError(f"image must be channels, height and width, each ≥ 1, got {shape}")
         console.print(str(export(model, self.plan, example_input=torch.zeros(1, *shape))), markup=False)
         if batches is not None:
-            self._explain(console, torch.cat([images for images, *_ in batches]).numpy())
+            self._explain(console, torch.cat([images for images, *_ in batches]).contiguous().numpy())
 
     def _explain(self, console: Console, images: NDArray[np.float32]) -> None:
         from headgate.engine import Engine

@@ -112,7 +112,9 @@ class Train:
             gate_options += ("granularity", "shuffle", "norm")
             clashing = [name for name in gate_options if getattr(self, name) is not None]
             if clashing:
-                raise ConfigError(f"--dense trains without gates, got also {', '.join(clashing)}; drop one or the other")
+                raise ConfigError(
+                    f"--dense trains without gates, got also {', '.join(clashing)}; drop one or the other"
+                )
             return recipes.dense(recipe)
         assert recipe.gate is not None
         assert recipe.budget is not None
