@@ -136,7 +136,7 @@ def cifar10(data_root: Path) -> Path:
     return folder
 
 
-ISAS = ("portable", "avx2", "avx512")
+ISAS = ("portable", "neon", "avx2", "avx512")
 
 
 @pytest.fixture

@@ -196,7 +196,7 @@ std::vector<std::string> usable_isas() {
 
 std::vector<Isa> isas_named(const std::vector<std::string>& names) {
   std::vector<Isa> isas;
-  for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
+  for (Isa isa : kIsas) {
     if (std::find(names.begin(), names.end(), name(isa)) != names.end()) isas.push_back(isa);
   }
   return isas;

@@ -10,8 +10,6 @@
 namespace headgate {
 namespace {
 
-constexpr Isa kBestFirst[] = {Isa::avx512, Isa::avx2, Isa::portable};
-
 bool has(const std::vector<Isa>& isas, Isa isa) { return std::find(isas.begin(), isas.end(), isa) != isas.end(); }
 
 bool cpu_has(Isa isa) {
@@ -22,8 +20,11 @@ bool cpu_has(Isa isa) {
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx512bf16");
     case Isa::avx2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    case Isa::portable: return true;
+    case Isa::neon:
+    case Isa::portable: break;
   }
+#elif defined(__aarch64__)
+  if (isa == Isa::neon) return true;  // Linux on AArch64 has Advanced SIMD
 #endif
   return isa == Isa::portable;
 }
@@ -32,10 +33,13 @@ const char* needs(Isa isa) {
   switch (isa) {
     case Isa::avx512: return "AVX-512 F, BW, VL, DQ and BF16";
     case Isa::avx2: return "AVX2 and FMA";
+    case Isa::neon: return "Advanced SIMD";
     case Isa::portable: break;
   }
   return "nothing";
 }
+
+const char* architecture(Isa isa) { return isa == Isa::neon ? "AArch64" : "x86-64"; }
 
 std::atomic<int> g_active{-1};  // as an Isa; −1: not chosen yet
 
@@ -45,6 +49,7 @@ const char* name(Isa isa) {
   switch (isa) {
     case Isa::avx512: return "avx512";
     case Isa::avx2: return "avx2";
+    case Isa::neon: return "neon";
     case Isa::portable: break;
   }
   return "portable";
@@ -52,27 +57,26 @@ const char* name(Isa isa) {
 
 std::vector<Isa> isas_in_build() {
   std::vector<Isa> isas;
-  std::copy_if(std::begin(kBestFirst), std::end(kBestFirst), std::back_inserter(isas), built);
+  std::copy_if(std::begin(kIsas), std::end(kIsas), std::back_inserter(isas), built);
   return isas;
 }
 
 std::vector<Isa> isas_in_cpu() {
   std::vector<Isa> isas;
-  std::copy_if(std::begin(kBestFirst), std::end(kBestFirst), std::back_inserter(isas), cpu_has);
+  std::copy_if(std::begin(kIsas), std::end(kIsas), std::back_inserter(isas), cpu_has);
   return isas;
 }
 
 Isa choose_isa(const std::string& wanted, const std::vector<Isa>& in_build, const std::vector<Isa>& in_cpu) {
-  Isa best = Isa::portable;
-  for (Isa isa : {Isa::avx2, Isa::avx512}) {
-    if (has(in_build, isa) && has(in_cpu, isa)) best = isa;
-  }
+  const auto usable = [&](Isa isa) { return has(in_build, isa) && has(in_cpu, isa); };
+  const Isa* found = std::find_if(std::begin(kIsas), std::end(kIsas), usable);
+  const Isa best = found == std::end(kIsas) ? Isa::portable : *found;
   if (wanted.empty()) return best;
-  for (Isa isa : kBestFirst) {
+  for (Isa isa : kIsas) {
     if (wanted != name(isa)) continue;
     if (!has(in_build, isa)) {
       throw BackendError("HEADGATE_ISA=" + wanted + ": this build of headgate lacks it; unset HEADGATE_ISA, set it to " +
-                         name(best) + ", or build on x86-64");
+                         name(best) + ", or build on " + architecture(isa));
     }
     if (!has(in_cpu, isa)) {
       throw BackendError("HEADGATE_ISA=" + wanted + ": this CPU lacks it (it needs " + needs(isa) +
@@ -80,7 +84,7 @@ Isa choose_isa(const std::string& wanted, const std::vector<Isa>& in_build, cons
     }
     return isa;
   }
-  throw UnknownIsaError("HEADGATE_ISA must be portable, avx2 or avx512, got " + wanted);
+  throw UnknownIsaError("HEADGATE_ISA must be portable, neon, avx2 or avx512, got " + wanted);
 }
 
 Isa active_isa() {

@@ -1,11 +1,12 @@
 // Times the conditional kernels on square layers. Useful work is open outputs times the inputs outside the base block.
-// Usage: conditional_bench [isa [layers with this in their name [batch]]]
+// Usage: conditional_bench [isa or "" [layers with this in their name [batch]]]
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
 #include <string>
 
+#include "engine/kernel_set.h"
 #include "headgate/isa.h"
 #include "kernels/conditional/conditional.h"
 #include "tests/framed.h"
@@ -126,17 +127,14 @@ void bench(const ConditionalKernels& k, const Layer& layer, int images, Kind kin
 
 int main(int argc, char** argv) {
   using namespace headgate;
-  const std::string isa = argc > 1 ? argv[1] : "avx512", wanted = argc > 2 ? argv[2] : "";
+  const Isa isa = choose_isa(argc > 1 ? argv[1] : "", isas_in_build(), isas_in_cpu());
+  const std::string wanted = argc > 2 ? argv[2] : "";
   const int batch = argc > 3 ? std::atoi(argv[3]) : 0;
-  const ConditionalKernels* kernels[2] = {&conditional_activation_avx512(), &conditional_group_avx512()};
-  int lanes = 16;  // per cycle: one product of 512 bits or two of 256
-  if (isa == "avx2") kernels[0] = &conditional_activation_avx2(), kernels[1] = &conditional_group_avx2();
-  if (isa == "portable") {
-    kernels[0] = &conditional_activation_portable(), kernels[1] = &conditional_group_portable();
-    lanes = 8;
-  }
+  const KernelSet kernels = kernel_set(isa);
+  // Per cycle: one product of 512 bits, or two of 256 or 128.
+  const int lanes = isa == Isa::avx512 || isa == Isa::avx2 ? 16 : 8;
   const double rate = clock_rate();
-  std::printf("%s; %.2f GHz; peak %.1f GFLOP/s, if that is %d products a cycle\n", isa.c_str(), rate * 1e-9,
+  std::printf("%s; %.2f GHz; peak %.1f GFLOP/s, if that is %d products a cycle\n", name(isa), rate * 1e-9,
               2e-9 * rate * lanes, lanes);
   for (const Layer& layer : kLayers) {
     if (std::string(layer.name).find(wanted) == std::string::npos) continue;
@@ -144,7 +142,9 @@ int main(int argc, char** argv) {
       if (batch != 0 && batch != images) continue;
       for (Kind kind : {kIid, kClustered, kGroup, kGroupClustered}) {
         for (double density : {0.06, 0.2, 0.5}) {
-          bench(*kernels[kind == kGroup || kind == kGroupClustered], layer, images, kind, density, rate, lanes);
+          const bool group = kind == kGroup || kind == kGroupClustered;
+          bench(group ? kernels.conditional_group : kernels.conditional_activation, layer, images, kind, density, rate,
+                lanes);
         }
       }
     }

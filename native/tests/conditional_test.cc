@@ -5,6 +5,7 @@
 #include <numeric>
 #include <string>
 
+#include "engine/kernel_set.h"
 #include "headgate/isa.h"
 #include "kernels/conditional/conditional_reference.h"
 #include "tests/check.h"
@@ -18,12 +19,8 @@ constexpr double kUnit = 0x1p-24;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 const ConditionalKernels& kernels(Isa isa, bool group) {
-  switch (isa) {
-    case Isa::avx512: return group ? conditional_group_avx512() : conditional_activation_avx512();
-    case Isa::avx2: return group ? conditional_group_avx2() : conditional_activation_avx2();
-    case Isa::portable: break;
-  }
-  return group ? conditional_group_portable() : conditional_activation_portable();
+  const KernelSet kernels = kernel_set(isa);
+  return group ? kernels.conditional_group : kernels.conditional_activation;
 }
 
 enum class Lists { contiguous, shuffled };

@@ -1,10 +1,11 @@
-// Times the convolution kernels on one core: conv_bench [isa [part of a layer's name [seconds per layer]]]
+// Times the convolution kernels on one core: conv_bench [isa or "" [part of a layer's name [seconds per layer]]]
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
 #include <string>
 
+#include "engine/kernel_set.h"
 #include "headgate/isa.h"
 #include "kernels/conv/conv.h"
 #include "tests/framed.h"
@@ -68,9 +69,9 @@ void measure(const ConvKernels& kernels, const Layer& l, Epilogue kind, double s
 
 int main(int argc, char** argv) {
   using namespace headgate;
-  const std::string isa = argc > 1 ? argv[1] : "avx512", part = argc > 2 ? argv[2] : "";
+  const std::string isa = argc > 1 ? argv[1] : "", part = argc > 2 ? argv[2] : "";
   const double seconds = argc > 3 ? std::atof(argv[3]) : 0.2;
-  const ConvKernels& kernels = isa == "avx512" ? conv_avx512() : isa == "avx2" ? conv_avx2() : conv_portable();
+  const ConvKernels& kernels = kernel_set(choose_isa(isa, isas_in_build(), isas_in_cpu())).conv;
   std::vector<Layer> layers;
   for (int images : {1, 32}) {
     for (int blocks : {1, 8, 4}) {

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <string>
 
+#include "engine/kernel_set.h"
 #include "headgate/isa.h"
 #include "kernels/conv/conv_reference.h"
 #include "tests/check.h"
@@ -17,9 +18,7 @@ namespace {
 
 constexpr double kUnit = 0x1p-24, kInfinity = std::numeric_limits<double>::infinity();
 
-const ConvKernels& kernels(Isa isa) {
-  return isa == Isa::avx512 ? conv_avx512() : isa == Isa::avx2 ? conv_avx2() : conv_portable();
-}
+const ConvKernels& kernels(Isa isa) { return kernel_set(isa).conv; }
 
 enum class Lists { contiguous, shuffled, any };
 
@@ -353,7 +352,7 @@ TEST(not_a_number) {
 TEST(rounding_leaves_few_decisions_open) {
   std::printf("%d results checked; %d decisions, of which %d within the rounding band\n", checked, decisions,
               undecided);
-  CHECK(checked > 10000 && undecided < 1e-4 * decisions);
+  CHECK(checked > 5000 * static_cast<int>(isas().size()) && undecided < 1e-4 * decisions);
 }
 
 }  // namespace

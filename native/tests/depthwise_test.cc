@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <string>
 
+#include "engine/kernel_set.h"
 #include "headgate/isa.h"
 #include "kernels/conv/conv_reference.h"
 #include "tests/check.h"
@@ -15,9 +16,7 @@ namespace {
 
 constexpr double kUnit = 0x1p-24;
 
-const DepthwiseKernels& kernels(Isa isa) {
-  return isa == Isa::avx512 ? depthwise_avx512() : isa == Isa::avx2 ? depthwise_avx2() : depthwise_portable();
-}
+const DepthwiseKernels& kernels(Isa isa) { return kernel_set(isa).depthwise; }
 
 // One convolution with all that it reads, and the sums that it should find.
 struct Problem {

@@ -170,17 +170,23 @@ def test_instruction_sets_that_are_unknown_or_absent_are_errors() -> None:
     """What the build lacks and what the CPU lacks are told apart."""
     extension = native.module()
     assert extension is not None
-    every = ["portable", "avx2", "avx512"]
-    assert extension.choose_isa("", every, every) == "avx512"
-    assert extension.choose_isa("", every, every[:2]) == "avx2"
-    assert extension.choose_isa("", every[:1], every) == "portable"
-    assert extension.choose_isa("avx2", every, every) == "avx2"
-    with pytest.raises(extension.BackendError, match="HEADGATE_ISA=avx512: this build of headgate lacks it; unset"):
-        extension.choose_isa("avx512", every[:1], every)
+    x86, arm = ["portable", "avx2", "avx512"], ["portable", "neon"]
+    assert extension.choose_isa("", x86, x86) == "avx512"
+    assert extension.choose_isa("", x86, x86[:2]) == "avx2"
+    assert extension.choose_isa("", arm, arm) == "neon"
+    assert extension.choose_isa("", x86[:1], x86) == "portable"
+    assert extension.choose_isa("avx2", x86, x86) == "avx2"
+    assert extension.choose_isa("portable", arm, arm) == "portable"
+    with pytest.raises(extension.BackendError, match=r"HEADGATE_ISA=avx512: this build .* lacks it; .* on x86-64$"):
+        extension.choose_isa("avx512", arm, arm)
+    with pytest.raises(extension.BackendError, match=r"HEADGATE_ISA=neon: this build .* lacks it; .* on AArch64$"):
+        extension.choose_isa("neon", x86, x86)
     with pytest.raises(OSError, match=r"HEADGATE_ISA=avx512: this CPU lacks it \(it needs AVX-512 F.*set it to avx2$"):
-        extension.choose_isa("avx512", every, every[:2])
-    with pytest.raises(ValueError, match="must be portable, avx2 or avx512, got neon"):
-        extension.choose_isa("neon", every, every)
+        extension.choose_isa("avx512", x86, x86[:2])
+    with pytest.raises(OSError, match=r"HEADGATE_ISA=neon: this CPU lacks it \(it needs Advanced SIMD\); .*portable$"):
+        extension.choose_isa("neon", arm, arm[:1])
+    with pytest.raises(ValueError, match="must be portable, neon, avx2 or avx512, got sse9"):
+        extension.choose_isa("sse9", x86, x86)
 
 
 @needs_native
@@ -193,7 +199,7 @@ def test_a_wrong_environment_is_reported_at_the_first_use() -> None:
         except ConfigError as error:
             print(error)"""
     ran = python(code, HEADGATE_ISA="sse9")
-    assert ran.stdout == "HEADGATE_ISA must be portable, avx2 or avx512, got sse9\n", ran.stderr
+    assert ran.stdout == "HEADGATE_ISA must be portable, neon, avx2 or avx512, got sse9\n", ran.stderr
 
 
 def test_the_environment_turns_the_native_operators_off_and_chooses_among_them() -> None:

@@ -7,7 +7,10 @@
 
 namespace headgate {
 
-enum class Isa { portable, avx2, avx512 };
+enum class Isa { portable, neon, avx2, avx512 };
+
+// Every one, the best first.
+constexpr Isa kIsas[] = {Isa::avx512, Isa::avx2, Isa::neon, Isa::portable};
 
 // The CPU, or the build, lacks what was asked for; the message says which of the two and what to do.
 class BackendError : public std::runtime_error {

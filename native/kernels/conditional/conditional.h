@@ -34,11 +34,13 @@ struct ConditionalKernels {
 
 // One decision per pixel and channel.
 const ConditionalKernels& conditional_activation_portable();
+const ConditionalKernels& conditional_activation_neon();
 const ConditionalKernels& conditional_activation_avx2();
 const ConditionalKernels& conditional_activation_avx512();
 
 // One decision per pixel and output group.
 const ConditionalKernels& conditional_group_portable();
+const ConditionalKernels& conditional_group_neon();
 const ConditionalKernels& conditional_group_avx2();
 const ConditionalKernels& conditional_group_avx512();
 

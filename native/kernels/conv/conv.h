@@ -56,6 +56,7 @@ struct ConvKernels {
 };
 
 const ConvKernels& conv_portable();
+const ConvKernels& conv_neon();
 const ConvKernels& conv_avx2();
 const ConvKernels& conv_avx512();
 

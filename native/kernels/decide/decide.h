@@ -44,6 +44,7 @@ struct DecideKernels {
 };
 
 const DecideKernels& decide_portable();
+const DecideKernels& decide_neon();
 const DecideKernels& decide_avx2();
 const DecideKernels& decide_avx512();
 

@@ -34,6 +34,7 @@ struct DepthwiseKernels {
 };
 
 const DepthwiseKernels& depthwise_portable();
+const DepthwiseKernels& depthwise_neon();
 const DepthwiseKernels& depthwise_avx2();
 const DepthwiseKernels& depthwise_avx512();
 

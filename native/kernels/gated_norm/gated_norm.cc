@@ -20,6 +20,7 @@ const GatedNormKernels& kernels() {
   switch (active_isa()) {
     case Isa::avx512: return gated_norm_avx512();
     case Isa::avx2: return gated_norm_avx2();
+    case Isa::neon: return gated_norm_neon();
     case Isa::portable: break;
   }
   return gated_norm_portable();

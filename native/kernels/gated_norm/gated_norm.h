@@ -78,6 +78,7 @@ static constexpr int grouped_tile(int padded_channels) { return padded_channels 
 static constexpr int scratch_floats(int padded_channels) { return (2 * grouped_tile(padded_channels) + 1) * padded_channels; }
 
 const GatedNormKernels& gated_norm_portable();
+const GatedNormKernels& gated_norm_neon();
 const GatedNormKernels& gated_norm_avx2();
 const GatedNormKernels& gated_norm_avx512();
 

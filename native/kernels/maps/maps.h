@@ -37,6 +37,7 @@ struct MapsKernels {
 };
 
 const MapsKernels& maps_portable();
+const MapsKernels& maps_neon();
 const MapsKernels& maps_avx2();
 const MapsKernels& maps_avx512();
 

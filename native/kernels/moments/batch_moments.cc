@@ -15,6 +15,7 @@ const MomentsKernels& kernels() {
   switch (active_isa()) {
     case Isa::avx512: return moments_avx512();
     case Isa::avx2: return moments_avx2();
+    case Isa::neon: return moments_neon();
     case Isa::portable: break;
   }
   return moments_portable();

@@ -21,6 +21,7 @@ struct MomentsKernels {
 };
 
 const MomentsKernels& moments_portable();
+const MomentsKernels& moments_neon();
 const MomentsKernels& moments_avx2();
 const MomentsKernels& moments_avx512();
 

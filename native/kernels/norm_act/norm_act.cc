@@ -16,6 +16,7 @@ const NormActKernels& kernels() {
   switch (active_isa()) {
     case Isa::avx512: return norm_act_avx512();
     case Isa::avx2: return norm_act_avx2();
+    case Isa::neon: return norm_act_neon();
     case Isa::portable: break;
   }
   return norm_act_portable();

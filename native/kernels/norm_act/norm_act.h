@@ -47,6 +47,7 @@ struct NormActKernels {
 };
 
 const NormActKernels& norm_act_portable();
+const NormActKernels& norm_act_neon();
 const NormActKernels& norm_act_avx2();
 const NormActKernels& norm_act_avx512();
 
