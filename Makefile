@@ -13,10 +13,10 @@ INPUTS := pyproject.toml $(wildcard CMakeLists.txt) $(NATIVE)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test sanitize lint format bench clean
+.PHONY: help venv demo test test-neon neon-tools sanitize lint format bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
 	@echo "  variables: PYTHON (interpreter), CXX (compiler), JOBS (test processes), PYTEST (arguments for pytest)"
 
 venv: $(STAMP) ## create .venv and install headgate into it, editable, with what development needs
@@ -26,6 +26,23 @@ demo: $(STAMP) ## gate a small network, train it, show what it saves
 
 test: lint ## lint, then every test
 	$(BIN)/python -m pytest -n $(strip $(JOBS)) --dist worksteal $(PYTEST)
+
+test-neon: ## the engine on AArch64: native tests and whole networks, cross-compiled and emulated
+test-neon: TESTS := safetensors_test plan_test conv_test depthwise_test conditional_test
+test-neon: QEMU = $(or $(shell command -v qemu-aarch64 || command -v qemu-aarch64-static),qemu-aarch64) -L /usr/aarch64-linux-gnu
+test-neon: neon-tools $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/neon -G Ninja -DHEADGATE_NATIVE_TESTS=ON \
+	  -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/native/cmake/aarch64-linux-gnu.cmake
+	$(BIN)/ninja -C build/neon -j $(or $(filter-out 0,$(JOBS)),1) $(TESTS) run_plan
+	@for name in $(TESTS); do echo "== $$name"; $(QEMU) build/neon/native/tests/$$name || exit 1; done
+	HEADGATE_RUN_PLAN="$(QEMU) build/neon/native/tests/run_plan" $(BIN)/python -m pytest tests/engine/test_neon.py
+
+neon-tools:
+	@for tool in aarch64-linux-gnu-g++ $(firstword $(QEMU)); do \
+	  command -v $$tool >/dev/null && continue; \
+	  echo "make: $$tool not found: test-neon needs a compiler and an emulator for AArch64;" \
+	    "apt-get install g++-aarch64-linux-gnu qemu-user" >&2; exit 1; \
+	done
 
 sanitize: ## native tests under AddressSanitizer and UndefinedBehaviorSanitizer, and the plan loader fuzzed
 	cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DHEADGATE_NATIVE_TESTS=ON \

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from plan_interpreter import PlanInterpreter
+from agreement import FLOAT32, check, gated, plan_of, undoubted
 from plan_networks import EveryOperator, Gated, settle
 from torch import Tensor, nn
 
@@ -19,44 +19,16 @@ import headgate as hg
 from headgate import models
 from headgate.errors import ConfigError, DtypeError, PlanError, ShapeError
 
-SAFE = 1e-5
-"""Outputs are compared end to end only where no score lies nearer to its threshold, in standard deviations."""
-FLOAT32 = 2e-4
-"""Relative to the largest output: float32 sums against float64 ones, through a few layers."""
-
-
-def plan_of(model: nn.Module, x: Tensor, folder: Path) -> Path:
-    path = folder / "model.hgplan"
-    hg.export(model, path, example_input=x[:1])
-    return path
-
 
 def agree(path: Path, *, shift: float = 0.0) -> tuple[hg.Engine, Tensor]:
-    """Find images that leave no decision in doubt; for them, decisions and outputs are the interpreter's."""
-    interpreter = PlanInterpreter(path)
-    for _ in range(100):
-        x = torch.randn(2, *interpreter.shapes[interpreter.plan["input"]])
-        run = interpreter.run(x, shift=shift)
-        if all(gate.margin.abs().min() > SAFE for gate in run.gates.values()):
-            break
-    else:
-        raise AssertionError("no images without doubtful decisions: use a smaller network")
+    """The engine makes of images that leave no decision in doubt what the interpreter does."""
+    x, run = undoubted(path, shift=shift)
     engine = hg.Engine(path, threads=2)
     if shift:
         engine.shift_thresholds(shift)
-    output = torch.from_numpy(engine(x.numpy())).double()
-    expected = run.output.view_as(output)
-    assert (output - expected).abs().max() <= FLOAT32 * expected.abs().max()
-    stats = {layer.name: layer for layer in engine.stats()}
-    for name, gate in run.gates.items():
-        assert stats[name].open_decisions == int(gate.own.sum())
-        assert stats[name].decisions == gate.own.numel()
+    output = torch.from_numpy(engine(x.numpy()))
+    check(run, output, {layer.name: (layer.decisions, layer.open_decisions) for layer in engine.stats()})
     return engine, x
-
-
-def gated(x: Tensor, model: nn.Module, **options: Any) -> nn.Module:
-    hg.gate_(model, hg.GateConfig(**{"groups": 4} | options), example_input=x)
-    return settle(model, x)
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
