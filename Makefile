@@ -28,7 +28,7 @@ test: lint ## lint, then every test
 	$(BIN)/python -m pytest -n $(strip $(JOBS)) --dist worksteal $(PYTEST)
 
 test-neon: ## the engine on AArch64: native tests and whole networks, cross-compiled and emulated
-test-neon: TESTS := safetensors_test plan_test conv_test depthwise_test conditional_test
+test-neon: TESTS := safetensors_test plan_test conv_test depthwise_test conditional_test training_test
 test-neon: QEMU = $(or $(shell command -v qemu-aarch64 || command -v qemu-aarch64-static),qemu-aarch64) -L /usr/aarch64-linux-gnu
 test-neon: neon-tools $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/neon -G Ninja -DHEADGATE_NATIVE_TESTS=ON \
@@ -48,7 +48,7 @@ sanitize: ## native tests under AddressSanitizer and UndefinedBehaviorSanitizer,
 	cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DHEADGATE_NATIVE_TESTS=ON \
 	  -DHEADGATE_SANITIZE=address,undefined
 	cmake --build build/sanitize -j $(or $(strip $(JOBS)),1)
-	@for name in safetensors_test plan_test conv_test depthwise_test conditional_test plan_fuzz; do \
+	@for name in safetensors_test plan_test conv_test depthwise_test conditional_test training_test plan_fuzz; do \
 	  echo "== $$name"; build/sanitize/native/tests/$$name || exit 1; \
 	done
 
