@@ -4,15 +4,19 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
+#include <utility>
 
 namespace headgate {
 namespace {
 
-// About 20 µs: bridges the gap between the passes of one operator without keeping a core from others for long.
-constexpr int kSpins = 2000;
+// Bridges the gap between the passes of one operator without keeping a core from others for long.
+constexpr auto kSpin = std::chrono::microseconds(20);
 
 void pause() {
 #if defined(__x86_64__)
@@ -20,35 +24,65 @@ void pause() {
 #endif
 }
 
+// Looks at `done` for a while before the caller goes to sleep.
+template <class F>
+void spin_until(F done) {
+  const auto end = std::chrono::steady_clock::now() + kSpin;
+  while (!done() && std::chrono::steady_clock::now() < end) {
+    for (int i = 0; i < 16 && !done(); ++i) pause();
+  }
+}
+
 class Pool {
  public:
-  // One caller at a time; a second one is told to do its work itself.
+  // One caller at a time; a second one, or a body that calls again, is told to do its work itself: several engines in
+  // one process never run more threads than there are callers and workers of one of them.
   bool try_run(int parts, const std::function<void(int)>& body) {
-    std::unique_lock caller(caller_, std::try_to_lock);
-    if (!caller.owns_lock()) return false;
-    for (; workers_ < parts - 1; ++workers_) std::thread([this] { work(); }).detach();
+    if (busy_.exchange(true, std::memory_order_acquire)) return false;
+    hire(parts - 1);
     {
       std::lock_guard lock(mutex_);
       body_ = &body;
       parts_ = parts;
+      error_ = nullptr;
+      failed_.store(false, std::memory_order_relaxed);
       next_.store(0, std::memory_order_relaxed);
       unfinished_.store(parts, std::memory_order_relaxed);
       generation_.fetch_add(1, std::memory_order_release);
     }
     for (int i = 1; i < parts; ++i) wake_.notify_one();
     drain(body, parts);
-    for (int i = 0; i < kSpins && unfinished_.load(std::memory_order_acquire) != 0; ++i) pause();
-    std::unique_lock lock(mutex_);
-    body_ = nullptr;  // who comes now is too late
-    // Also wait for workers inside drain(): they hold a reference to `body`.
-    done_.wait(lock, [this] { return unfinished_.load(std::memory_order_acquire) == 0 && draining_ == 0; });
+    spin_until([this] { return unfinished_.load(std::memory_order_acquire) == 0; });
+    std::exception_ptr error;
+    {
+      std::unique_lock lock(mutex_);
+      body_ = nullptr;  // who comes now is too late
+      // Also wait for workers inside drain(): they hold a reference to `body`.
+      done_.wait(lock, [this] { return unfinished_.load(std::memory_order_acquire) == 0 && draining_ == 0; });
+      error = std::exchange(error_, nullptr);
+    }
+    busy_.store(false, std::memory_order_release);
+    if (error) std::rethrow_exception(error);
     return true;
   }
 
  private:
+  // Where the system has no more threads to give, those that are there do all parts.
+  void hire(int workers) {
+    try {
+      for (; workers_ < workers; ++workers_) std::thread([this] { work(); }).detach();
+    } catch (const std::system_error&) {
+    }
+  }
+
   void drain(const std::function<void(int)>& body, int parts) {
     for (int part; (part = next_.fetch_add(1, std::memory_order_relaxed)) < parts;) {
-      body(part);
+      try {
+        if (!failed_.load(std::memory_order_relaxed)) body(part);
+      } catch (...) {
+        std::lock_guard lock(mutex_);
+        if (!failed_.exchange(true, std::memory_order_relaxed)) error_ = std::current_exception();
+      }
       unfinished_.fetch_sub(1, std::memory_order_acq_rel);
     }
   }
@@ -57,7 +91,7 @@ class Pool {
     // The run that started this worker may be over or not: look at it in either case.
     std::uint64_t seen = 0;
     for (;;) {
-      for (int i = 0; i < kSpins && generation_.load(std::memory_order_acquire) == seen; ++i) pause();
+      spin_until([&] { return generation_.load(std::memory_order_acquire) != seen; });
       std::unique_lock lock(mutex_);
       wake_.wait(lock, [&] { return generation_.load(std::memory_order_relaxed) != seen; });
       seen = generation_.load(std::memory_order_relaxed);
@@ -72,10 +106,13 @@ class Pool {
     }
   }
 
-  std::mutex caller_, mutex_;
+  std::atomic<bool> busy_{false};
+  std::mutex mutex_;  // of body_, parts_, draining_ and error_
   std::condition_variable wake_, done_;
   const std::function<void(int)>* body_ = nullptr;
   int workers_ = 0, parts_ = 0, draining_ = 0;
+  std::exception_ptr error_;         // the first that a part threw
+  std::atomic<bool> failed_{false};  // whether there is one: parts that were not begun are left out
   std::atomic<int> next_{0}, unfinished_{0};
   std::atomic<std::uint64_t> generation_{0};
 };

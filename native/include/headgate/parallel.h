@@ -18,7 +18,8 @@ Range slice(std::int64_t rows, int part, int parts);
 int parts_for(std::int64_t rows, std::int64_t row_bytes, int threads);
 
 // Calls body(part) once for every part in [0, parts), on the caller and up to parts − 1 pool threads; returns when all
-// are done. `body` must not throw. If the pool is busy with another caller, the caller does all parts itself.
+// are done. If the pool is busy with another caller, the caller does all parts itself. The first exception that a part
+// throws reaches the caller, when no part runs any more; parts that had not begun then are left out.
 void parallel_for(int parts, const std::function<void(int)>& body);
 
 }  // namespace headgate
