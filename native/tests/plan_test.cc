@@ -290,8 +290,8 @@ TEST(limits) {
   for (std::size_t i = 0; i < all.size(); ++i) all[i] = i % 1024;
   file.ints("all", {1024, 1024}, all);
   CHECK_THROWS(parse(file.bytes()), PlanError,
-               R"(m: operator 16 (gated_conv "g"): base_inputs and its like of all operators so far have )"
-               "17825792 numbers, and at most 16777216 are accepted");
+               R"(m: operator 16 (gated_conv "g"): base_inputs and its like of all operators so far list )"
+               "17825792 input channels, and at most 16777216 are accepted");
 }
 
 TEST(wrong_pools) {
