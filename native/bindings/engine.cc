@@ -65,7 +65,8 @@ void bind_engine(nb::module_& m) {
       .def_prop_ro("input_shape", [](const Engine& engine) { return sizes(engine.input_shape()); })
       .def_prop_ro("output_shape", [](const Engine& engine) { return sizes(engine.output_shape()); })
       .def_prop_ro("threads", &Engine::threads)
-      .def("run", &run, "images"_a)
+      .def("run", &run, "images"_a,
+           nb::sig("def run(self, images: numpy.typing.NDArray[numpy.float32]) -> numpy.typing.NDArray[numpy.float32]"))
       .def("shift_thresholds", &Engine::shift_thresholds, "offset"_a)
       .def("stats", &stats)
       .def("reset_stats", &Engine::reset_stats);

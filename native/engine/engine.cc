@@ -108,9 +108,18 @@ struct Engine::State {
       : plan(load_plan(path)), kernels(kernel_set(active_isa())), layout(plan), threads(threads), counters(plan.ops.size()) {
     const double limit = memory_limit(), weights = packed_bytes(plan);
     refuse_beyond(limit, weights, sizeof(float) * static_cast<double>(layout.arena_size(1)));
-    for (const Op& op : plan.ops) steps.push_back(make_step(plan, op, kernels));
+    make_steps();
     refuse_beyond(limit, weights, workspace_bytes(1));
     while (piece > 1 && weights + workspace_bytes(piece) > limit) piece /= 2;
+  }
+
+  // Packs weights, the threads taking one operator after another.
+  void make_steps() {
+    steps.resize(plan.ops.size());
+    std::atomic<std::size_t> next{0};
+    split(threads, 1, threads, [&](int, std::int64_t, std::int64_t) {
+      for (std::size_t i; (i = next.fetch_add(1)) < steps.size();) steps[i] = make_step(plan, plan.ops[i], kernels);
+    });
   }
 
   Needs needs(std::int64_t images) const {
