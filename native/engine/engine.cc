@@ -163,6 +163,7 @@ struct Engine::State {
   }
 
   void run(const float* input, std::int64_t images, float* output) {
+    const Working working;
     std::unique_ptr<Workspace> workspace = take(images);
     const RunContext context{layout,
                              images,

@@ -51,6 +51,23 @@ TEST(a_body_may_call_again) {
   CHECK_EQ(runs.load(), 12);
 }
 
+// Workers of one caller's job must not keep another's from having some, nor wait for it.
+TEST(a_caller_beside_a_long_one) {
+  std::atomic<bool> begun{false}, end{false};
+  std::thread other([&] {
+    parallel_for(2, [&](int) {
+      begun = true;
+      while (!end) std::this_thread::yield();
+    });
+  });
+  while (!begun) std::this_thread::yield();
+  std::atomic<int> runs{0};
+  for (int round = 0; round < kRounds; ++round) parallel_for(3, [&](int) { ++runs; });
+  CHECK_EQ(runs.load(), 3 * kRounds);
+  end = true;
+  other.join();
+}
+
 TEST(several_callers) {
   std::vector<std::thread> callers;
   std::atomic<int> runs{0}, caught{0};

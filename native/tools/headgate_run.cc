@@ -1,6 +1,5 @@
 // headgate-run: runs a plan on the images of a .npy file, without Python.
 #include <getopt.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <charconv>
@@ -16,6 +15,7 @@
 
 #include "headgate/engine.h"
 #include "headgate/isa.h"
+#include "headgate/parallel.h"
 #include "tools/npy.h"
 
 namespace headgate {
@@ -37,7 +37,7 @@ options:
 exit status: 0 done; 1 the plan, the input or the output is at fault; 2 wrong usage
 )";
 
-constexpr int kShownClasses = 5;
+constexpr int kShownClasses = 5, kMaxThreads = 256;
 
 struct Options {
   std::string plan, input, output;
@@ -50,11 +50,6 @@ class UsageError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };
-
-int usable_cores() {
-  cpu_set_t cores;
-  return ::sched_getaffinity(0, sizeof cores, &cores) == 0 ? std::clamp(CPU_COUNT(&cores), 1, 256) : 1;
-}
 
 template <class T>
 T number(const char* option, const char* text, T least, T most) {
@@ -75,10 +70,10 @@ std::optional<Options> parse_arguments(int argc, char** argv) {
                           {"stats", no_argument, nullptr, 'v'},         {"help", no_argument, nullptr, 'h'},
                           {nullptr, 0, nullptr, 0}};
   Options options;
-  options.threads = usable_cores();
+  options.threads = std::min(usable_cores(), kMaxThreads);
   for (int name; (name = ::getopt_long(argc, argv, "h", known, nullptr)) != -1;) {
     switch (name) {
-      case 't': options.threads = number("--threads", optarg, 1, 256); break;
+      case 't': options.threads = number("--threads", optarg, 1, kMaxThreads); break;
       case 'o': options.output = optarg; break;
       case 'r': options.repeat = number("--repeat", optarg, 1, 1'000'000); break;
       case 's': options.shift = number("--shift", optarg, -1e6f, 1e6f); break;
