@@ -54,7 +54,9 @@ class Engine:
         path: what `headgate.export` wrote.
         threads: of one call; None: as many as this process may use cores.
     Raises:
-        PlanError: the file cannot be read or is not a plan of this version.
+        PlanError: the file cannot be read, is not a plan of this version, or needs more memory than this process may
+            use.
+        MemoryError: there was less memory than that.
         ConfigError: threads out of range, or HEADGATE_ISA names nothing known.
         BackendError: this installation has no native module, or HEADGATE_ISA names what the build or CPU lacks.
     """
@@ -72,6 +74,8 @@ class Engine:
             raise BackendError(str(error)) from None
         except ValueError as error:
             raise ConfigError(str(error)) from None
+        except MemoryError:
+            raise MemoryError(f"{os.fsdecode(path)}: not enough memory to load the plan") from None
         self._shape: tuple[int, int, int] = self._engine.input_shape
 
     @property
@@ -97,7 +101,9 @@ class Engine:
             images: (n, channels, height, width), float32, contiguous, on the CPU: a numpy array, or anything that
                 speaks DLPack; it is read in place.
         Returns: (n, …output_shape). An image's result is the same bit for bit whatever the batch and the threads.
-        Raises: ShapeError, DtypeError: the images do not fit the plan, or are not contiguous.
+        Raises:
+            ShapeError, DtypeError: the images do not fit the plan, or are not contiguous.
+            MemoryError: there is not enough for the results, or for the buffers of a run.
         """
         array = images if isinstance(images, np.ndarray) else _from_dlpack(images)
         if array.ndim != 4 or array.shape[1:] != self._shape:
@@ -110,7 +116,12 @@ class Engine:
                 f"images must be contiguous in the order (n, channels, height, width), got strides {array.strides} "
                 "bytes; call numpy.ascontiguousarray, or .contiguous() of a torch tensor"
             )
-        output: NDArray[np.float32] = self._engine.run(array)
+        try:
+            output: NDArray[np.float32] = self._engine.run(array)
+        except MemoryError:
+            raise MemoryError(
+                f"not enough memory to run {len(array)} images; run fewer at a time, or from fewer threads at once"
+            ) from None
         return output
 
     def shift_thresholds(self, offset: float) -> None:
