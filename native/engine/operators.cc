@@ -68,6 +68,18 @@ Activation activation(Attributes& attributes) {
 
 bool finite(float value) { return (std::bit_cast<std::uint32_t>(value) & 0x7F800000) != 0x7F800000; }
 
+// The first number that is not finite, or `last`. Block by block without a branch, which compilers turn into vectors:
+// this reads all weights of a plan.
+const float* first_not_finite(const float* first, const float* last) {
+  constexpr std::ptrdiff_t kBlock = 1024;
+  for (; last - first >= kBlock; first += kBlock) {
+    std::uint32_t wrong = 0;
+    for (std::ptrdiff_t i = 0; i < kBlock; ++i) wrong |= finite(first[i]) ? 0 : 1;
+    if (wrong != 0) break;
+  }
+  return std::find_if_not(first, last, finite);
+}
+
 }  // namespace
 
 OperatorReader::OperatorReader(const Safetensors& file, const std::vector<Shape>& values, int input, std::string where)
@@ -348,7 +360,7 @@ FloatTensor OperatorReader::floats(Attributes& attributes, std::string_view key,
   const StoredTensor& tensor = stored(attributes, key, "F32", shape);
   const auto* numbers = reinterpret_cast<const float*>(tensor.bytes.data());
   if (finite_.insert(&tensor).second) {
-    const float* wrong = std::find_if_not(numbers, numbers + tensor.size(), finite);
+    const float* wrong = first_not_finite(numbers, numbers + tensor.size());
     if (wrong != numbers + tensor.size()) {
       attributes.fail(std::string(key) + ": tensor " + shown(attributes.text(key)) + " must be finite, got " +
                       std::to_string(*wrong) + " at index " + std::to_string(wrong - numbers));

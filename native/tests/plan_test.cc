@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <limits>
 
@@ -199,6 +200,18 @@ TEST(wrong_numbers_in_tensors) {
     CHECK_THROWS(parse(file.bytes()), PlanError,
                  R"(m: operator 5 (affine "norm"): scale: tensor "late" must be finite, got )" + std::to_string(value) +
                      " at index 0");
+  }
+}
+
+TEST(wrong_numbers_anywhere) {
+  for (std::size_t index : {0, 1, 1023, 1024, 2500, 6 * 6 * 77 - 1}) {
+    PlanFile file = convolutions();
+    file.plan = replaced(file.plan, R"("weight": "point.weight")", R"("weight": "long")");
+    file.floats("long", {6, 6, 77, 1});
+    const float infinity = std::numeric_limits<float>::infinity();
+    std::memcpy(file.data.data() + file.data.size() - (6 * 6 * 77 - index) * sizeof infinity, &infinity, sizeof infinity);
+    CHECK_THROWS(parse(file.bytes()), PlanError,
+                 "m: " + kPoint + R"(weight: tensor "long" must be finite, got inf at index )" + std::to_string(index));
   }
 }
 
