@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.headgate-installed
 JOBS   ?= 2        # test processes; 0 runs the tests in pytest's own process
 PYTEST ?=          # more arguments for pytest: make test PYTEST='-k gated_norm'
+FUZZED ?= 120000   # mutated plan files for `make sanitize`
 PYTHON ?=          # interpreter for the virtual environment; empty: the newest that is fit
 
 # What the installed package is built from: a change of any of these installs it again.
@@ -13,11 +14,11 @@ INPUTS := pyproject.toml $(wildcard CMakeLists.txt) $(NATIVE)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-neon neon-tools sanitize lint format bench clean
+.PHONY: help venv demo test test-neon neon-tools sanitize sanitize-thread stubs lint format bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
-	@echo "  variables: PYTHON (interpreter), CXX (compiler), JOBS (test processes), PYTEST (arguments for pytest)"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' Makefile
+	@echo "  variables: PYTHON (interpreter), CXX (compiler), JOBS (test processes), PYTEST (arguments for pytest), FUZZED"
 
 venv: $(STAMP) ## create .venv and install headgate into it, editable, with what development needs
 
@@ -28,7 +29,8 @@ test: lint ## lint, then every test
 	$(BIN)/python -m pytest -n $(strip $(JOBS)) --dist worksteal $(PYTEST)
 
 test-neon: ## the engine on AArch64: native tests and whole networks, cross-compiled and emulated
-test-neon: TESTS := safetensors_test plan_test conv_test depthwise_test conditional_test training_test
+test-neon: TESTS := parallel_test safetensors_test plan_test layout_test engine_test npy_test capi_test conv_test \
+  depthwise_test conditional_test training_test
 test-neon: QEMU = $(or $(shell command -v qemu-aarch64 || command -v qemu-aarch64-static),qemu-aarch64) -L /usr/aarch64-linux-gnu
 test-neon: neon-tools $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/neon -G Ninja -DHEADGATE_NATIVE_TESTS=ON \
@@ -44,13 +46,24 @@ neon-tools:
 	    "apt-get install g++-aarch64-linux-gnu qemu-user" >&2; exit 1; \
 	done
 
-sanitize: ## native tests under AddressSanitizer and UndefinedBehaviorSanitizer, and the plan loader fuzzed
-	cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DHEADGATE_NATIVE_TESTS=ON \
-	  -DHEADGATE_SANITIZE=address,undefined
-	cmake --build build/sanitize -j $(or $(strip $(JOBS)),1)
-	@for name in safetensors_test plan_test conv_test depthwise_test conditional_test training_test plan_fuzz; do \
-	  echo "== $$name"; build/sanitize/native/tests/$$name || exit 1; \
-	done
+sanitize: ## native tests under AddressSanitizer and UndefinedBehaviorSanitizer, and FUZZED plans loaded and run
+sanitize: SANITIZERS := address,undefined
+sanitize: TESTS := parallel_test safetensors_test plan_test layout_test engine_test npy_test capi_test conv_test \
+  depthwise_test conditional_test training_test
+sanitize: FUZZER := plan_fuzz
+sanitize-thread: ## native tests that use several threads, under ThreadSanitizer
+sanitize-thread: SANITIZERS := thread
+sanitize-thread: TESTS := parallel_test engine_test capi_test
+sanitize sanitize-thread: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/$@ -DHEADGATE_NATIVE_TESTS=ON -DHEADGATE_SANITIZE=$(SANITIZERS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/$@ -j $(or $(filter-out 0,$(JOBS)),1) --target $(TESTS) $(FUZZER)
+	@for name in $(TESTS); do echo "== $$name"; build/$@/native/tests/$$name || exit 1; done
+	$(if $(FUZZER),build/$@/native/tests/$(FUZZER) $(strip $(FUZZED)))
+
+stubs: $(STAMP) ## the extension module's committed type stubs, from the module
+	$(BIN)/python -m nanobind.stubgen --quiet --module headgate._native --output-file src/headgate/_native.pyi
+	$(BIN)/ruff check --silent --fix --exit-zero src/headgate/_native.pyi
+	$(BIN)/ruff format --quiet src/headgate/_native.pyi
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -85,9 +85,12 @@ void bind_engine(nb::module_& m) {
       .def_prop_ro("input_shape", [](const Engine& engine) { return sizes(engine.input_shape()); })
       .def_prop_ro("output_shape", [](const Engine& engine) { return sizes(engine.output_shape()); })
       .def_prop_ro("threads", &Engine::threads)
-      .def("run", &run, "images"_a)
+      .def("run", &run, "images"_a,
+           nb::sig("def run(self, images: numpy.typing.NDArray[numpy.float32]) -> numpy.typing.NDArray[numpy.float32]"))
       .def("shift_thresholds", &Engine::shift_thresholds, "offset"_a)
-      .def("time_paths", &time_paths, "images"_a, "repeats"_a)
+      .def("time_paths", &time_paths, "images"_a, "repeats"_a,
+           nb::sig("def time_paths(self, images: numpy.typing.NDArray[numpy.float32], repeats: int) -> "
+                   "list[tuple[str, float, float, float]]"))
       .def("set_path", [](Engine& engine, const std::string& layer,
                           bool masked) { engine.set_path(layer, masked ? Path::masked : Path::sparse); },
            "layer"_a, "masked"_a)

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <thread>
 
+#include "engine/memory.h"
 #include "engine/plan.h"
 #include "engine/step.h"
 #include "headgate/isa.h"
@@ -15,7 +16,7 @@
 namespace headgate {
 namespace {
 
-// Larger batches run in pieces, so that memory does not grow with the batch.
+// Larger batches run in pieces, so that memory does not grow with the batch; in smaller ones where memory is short.
 constexpr std::int64_t kMaxImages = 32;
 
 // Of one operator.
@@ -23,7 +24,7 @@ struct Counters {
   std::atomic<std::int64_t> images{0}, nanoseconds{0}, open{0};
 };
 
-// Buffers of one run.
+// Buffers of one run, of at most `images` images.
 struct Workspace {
   Workspace(const Layout& layout, const Needs& needs, std::int64_t images, int threads)
       : images(images),
@@ -112,21 +113,23 @@ void clear_frame(const Map& map, std::int64_t image) {
 struct Engine::State {
   State(const std::string& path, int threads)
       : plan(load_plan(path)), kernels(kernel_set(active_isa())), layout(plan), threads(threads), counters(plan.ops.size()) {
-    for (const Op& op : plan.ops) steps.push_back(make_step(plan, op, kernels));
+    const double limit = memory_limit(), weights = packed_bytes(plan);
+    refuse_beyond(limit, weights, sizeof(float) * static_cast<double>(layout.arena_size(1)));
+    make_steps();
+    refuse_beyond(limit, weights, workspace_bytes(1));
+    while (piece > 1 && weights + workspace_bytes(piece) > limit) piece /= 2;
   }
 
-  std::unique_ptr<Workspace> take(std::int64_t images) {
-    {
-      std::lock_guard lock(mutex);
-      for (auto& workspace : idle) {
-        if (workspace->images != images) continue;
-        std::unique_ptr<Workspace> taken = std::move(workspace);
-        workspace = std::move(idle.back());
-        idle.pop_back();
-        return taken;
-      }
-      if (idle.size() > kMaxIdle) idle.clear();
-    }
+  // Packs weights, the threads taking one operator after another.
+  void make_steps() {
+    steps.resize(plan.ops.size());
+    std::atomic<std::size_t> next{0};
+    split(threads, 1, threads, [&](int, std::int64_t, std::int64_t) {
+      for (std::size_t i; (i = next.fetch_add(1)) < steps.size();) steps[i] = make_step(plan, plan.ops[i], kernels);
+    });
+  }
+
+  Needs needs(std::int64_t images) const {
     Needs most;
     for (const auto& step : steps) {
       const Needs needs = step->needs(layout, images);
@@ -134,15 +137,40 @@ struct Engine::State {
       most.scores = std::max(most.scores, needs.scores);
       most.scratch_bytes = std::max(most.scratch_bytes, needs.scratch_bytes);
     }
-    return std::make_unique<Workspace>(layout, most, images, threads);
+    return most;
+  }
+
+  double workspace_bytes(std::int64_t images) const {
+    const Needs most = needs(images);
+    return sizeof(float) * (static_cast<double>(layout.arena_size(images)) + static_cast<double>(most.scores)) +
+           sizeof(std::uint16_t) * static_cast<double>(most.mask_words) +
+           static_cast<double>(most.scratch_bytes) * threads;
+  }
+
+  // The smallest idle workspace that is large enough; else a new one in place of an idle one, so that there are never
+  // more than there were runs at once.
+  std::unique_ptr<Workspace> take(std::int64_t images) {
+    {
+      std::lock_guard lock(mutex);
+      const auto fits = std::find_if(idle.begin(), idle.end(), [&](const auto& w) { return w->images >= images; });
+      const auto taken = fits != idle.end() || idle.empty() ? fits : std::prev(fits);
+      if (taken != idle.end()) {
+        std::unique_ptr<Workspace> workspace = std::move(*taken);
+        idle.erase(taken);
+        if (workspace->images >= images) return workspace;
+      }
+    }
+    return std::make_unique<Workspace>(layout, needs(images), images, threads);
   }
 
   void give(std::unique_ptr<Workspace> workspace) {
     std::lock_guard lock(mutex);
-    idle.push_back(std::move(workspace));
+    const auto larger = [](std::int64_t images, const auto& other) { return images < other->images; };
+    idle.insert(std::upper_bound(idle.begin(), idle.end(), workspace->images, larger), std::move(workspace));
   }
 
   void run(const float* input, std::int64_t images, float* output, std::vector<Counters>& counters) {
+    const Working working;
     std::unique_ptr<Workspace> workspace = take(images);
     const RunContext context{layout,
                              images,
@@ -175,27 +203,43 @@ struct Engine::State {
     for (std::int64_t image = 0; image < context.images; ++image) clear_frame(map, image);
   }
 
+  // Runs a batch of any size.
+  void run_in_pieces(const float* input, std::int64_t images, float* output, std::vector<Counters>& counters) {
+    const auto elements = [this](int value) {
+      const Shape& shape = plan.values[value];
+      return std::int64_t{shape.channels} * shape.height * shape.width;
+    };
+    for (std::int64_t first = 0; first < images; first += piece) {
+      run(input + first * elements(plan.input), std::min(piece, images - first), output + first * elements(plan.output),
+          counters);
+    }
+  }
+
   // Null where the operator is no gated convolution.
   GatedStep* gated(std::size_t op) const { return plan.ops[op].gating ? static_cast<GatedStep*>(steps[op].get()) : nullptr; }
-
-  static constexpr std::size_t kMaxIdle = 8;
 
   const Plan plan;
   const KernelSet kernels;
   const Layout layout;
   const int threads;
+  std::int64_t piece = kMaxImages;
   std::vector<std::unique_ptr<Step>> steps;
   std::vector<Counters> counters;
   std::atomic<double> shift{0.0};  // in double: sums of offsets undo one another
   std::mutex mutex;  // of `idle`
-  std::vector<std::unique_ptr<Workspace>> idle;
+  std::vector<std::unique_ptr<Workspace>> idle;  // the smallest first
 };
 
 Engine::Engine(const std::string& path, int threads) {
   if (threads < 1 || threads > kMaxThreads) {
     throw InputError("threads must be in [1, " + std::to_string(kMaxThreads) + "], got " + std::to_string(threads));
   }
-  state_ = std::make_unique<State>(path, threads);
+  try {
+    state_ = std::make_unique<State>(path, threads);
+  } catch (const PlanError& error) {
+    const std::string what = error.what();  // layout and memory do not know the file's name
+    throw PlanError(what.starts_with(path + ": ") ? what : path + ": " + what);
+  }
 }
 
 Engine::~Engine() = default;
@@ -208,17 +252,11 @@ int Engine::threads() const { return state_->threads; }
 
 void Engine::run(const float* input, std::int64_t images, float* output) const {
   if (images < 0) throw InputError("images must be ≥ 0, got " + std::to_string(images));
-  const auto elements = [](const MapShape& s) { return std::int64_t{s.channels} * s.height * s.width; };
-  const std::int64_t in = elements(input_shape()), out = elements(output_shape());
-  for (std::int64_t first = 0; first < images; first += kMaxImages) {
-    state_->run(input + first * in, std::min(kMaxImages, images - first), output + first * out, state_->counters);
-  }
+  state_->run_in_pieces(input, images, output, state_->counters);
 }
 
 std::vector<PathTimes> Engine::time_paths(const float* input, std::int64_t images, int repeats) {
-  if (images < 1 || images > kMaxImages) {
-    throw InputError("images must be in [1, " + std::to_string(kMaxImages) + "], got " + std::to_string(images));
-  }
+  if (images < 1) throw InputError("images must be ≥ 1, got " + std::to_string(images));
   if (repeats < 1) throw InputError("repeats must be ≥ 1, got " + std::to_string(repeats));
   struct Timed {
     std::size_t op;
@@ -236,8 +274,8 @@ std::vector<PathTimes> Engine::time_paths(const float* input, std::int64_t image
     const Path path = i % 2 == 0 ? Path::sparse : Path::masked;
     for (const Timed& layer : layers) state_->gated(layer.op)->use(path);
     std::vector<Counters> warm(state_->steps.size()), timed(state_->steps.size());
-    state_->run(input, images, output.data(), warm);
-    state_->run(input, images, output.data(), timed);
+    state_->run_in_pieces(input, images, output.data(), warm);
+    state_->run_in_pieces(input, images, output.data(), timed);
     for (Timed& layer : layers) {
       const Counters& counters = timed[layer.op];
       const std::int64_t decisions = images * decisions_of(state_->plan, state_->plan.ops[layer.op]);

@@ -26,7 +26,8 @@ class Layout {
     int first, last;       // operators between which the value lives
   };
 
-  void place_all();
+  void place_by_size();
+  void place_in_order();
 
   std::vector<Place> places_;
   std::int64_t floats_per_image_ = 0;

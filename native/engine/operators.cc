@@ -13,7 +13,7 @@ namespace {
 
 constexpr IntRange kChannels{1, 1 << 20}, kWindow{1, 1 << 12}, kPadding{0, 1 << 12};
 constexpr std::size_t kMaxInputs = 100'000;
-// Operators may share a tensor of input channels, and each has a copy: a small file must not ask for much memory.
+// Each operator has a list of its own, though they may share tensors: a small file must not ask for much memory.
 constexpr std::size_t kMaxListed = std::size_t{1} << 24;
 constexpr std::int64_t kAny = -1;  // in the shape that a tensor must have
 
@@ -67,6 +67,18 @@ Activation activation(Attributes& attributes) {
 }
 
 bool finite(float value) { return (std::bit_cast<std::uint32_t>(value) & 0x7F800000) != 0x7F800000; }
+
+// The first number that is not finite, or `last`. Block by block without a branch, which compilers turn into vectors:
+// this reads all weights of a plan.
+const float* first_not_finite(const float* first, const float* last) {
+  constexpr std::ptrdiff_t kBlock = 1024;
+  for (; last - first >= kBlock; first += kBlock) {
+    std::uint32_t wrong = 0;
+    for (std::ptrdiff_t i = 0; i < kBlock; ++i) wrong |= finite(first[i]) ? 0 : 1;
+    if (wrong != 0) break;
+  }
+  return std::find_if_not(first, last, finite);
+}
 
 }  // namespace
 
@@ -154,6 +166,7 @@ void OperatorReader::convolution(Attributes& attributes, Op& op) {
       attributes.fail("groups must divide the " + std::to_string(in) + " input channels and the " +
                       std::to_string(out) + " output channels, got " + std::to_string(groups));
     }
+    count_listed(attributes, "groups", static_cast<std::size_t>(in));
     op.groups = {groups, in / groups, std::vector<std::int32_t>(static_cast<std::size_t>(in))};
     std::iota(op.groups.channels.begin(), op.groups.channels.end(), 0);
   }
@@ -200,6 +213,13 @@ void OperatorReader::gating(Attributes& attributes, Op& op) {
   gating.final_bias = floats(attributes, "final_bias", {out});
 }
 
+void OperatorReader::count_listed(Attributes& attributes, const std::string& name, std::size_t more) {
+  listed_ += more;
+  if (listed_ <= kMaxListed) return;
+  attributes.fail(name + " and its like of all operators so far list " + std::to_string(listed_) +
+                  " input channels, and at most " + std::to_string(kMaxListed) + " are accepted");
+}
+
 InputLists OperatorReader::input_lists(Attributes& attributes, std::string_view key, int in_channels) {
   const StoredTensor& tensor = stored(attributes, key, "I32", {kAny, kAny});
   const std::string name(key);
@@ -207,11 +227,7 @@ InputLists OperatorReader::input_lists(Attributes& attributes, std::string_view 
     attributes.fail(name + " must have shape [b, k] with b at least 1 and k in [1, " + std::to_string(in_channels) +
                     "], the input channels, got " + shown(tensor.shape));
   }
-  listed_ += tensor.size();
-  if (listed_ > kMaxListed) {
-    attributes.fail(name + " and its like of all operators so far have " + std::to_string(listed_) +
-                    " numbers, and at most " + std::to_string(kMaxListed) + " are accepted");
-  }
+  count_listed(attributes, name, tensor.size());
   InputLists lists{static_cast<int>(tensor.shape[0]), static_cast<int>(tensor.shape[1]), {}};
   const auto* numbers = reinterpret_cast<const std::int32_t*>(tensor.bytes.data());
   lists.channels.assign(numbers, numbers + tensor.size());
@@ -344,7 +360,7 @@ FloatTensor OperatorReader::floats(Attributes& attributes, std::string_view key,
   const StoredTensor& tensor = stored(attributes, key, "F32", shape);
   const auto* numbers = reinterpret_cast<const float*>(tensor.bytes.data());
   if (finite_.insert(&tensor).second) {
-    const float* wrong = std::find_if_not(numbers, numbers + tensor.size(), finite);
+    const float* wrong = first_not_finite(numbers, numbers + tensor.size());
     if (wrong != numbers + tensor.size()) {
       attributes.fail(std::string(key) + ": tensor " + shown(attributes.text(key)) + " must be finite, got " +
                       std::to_string(*wrong) + " at index " + std::to_string(wrong - numbers));

@@ -5,9 +5,9 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <new>
 #include <vector>
 
+#include "engine/aligned.h"
 #include "engine/kernel_set.h"
 #include "engine/layout.h"
 #include "engine/plan.h"
@@ -64,24 +64,6 @@ std::unique_ptr<GatedStep> make_gated_conv_step(const Plan& plan, const Op& op, 
 std::unique_ptr<Step> make_map_step(const Plan& plan, const Op& op, const KernelSet& kernels);
 
 // ---- What the steps share.
-
-// 64-byte aligned, zeroed.
-template <class T>
-class Aligned {
- public:
-  // Throws std::bad_alloc.
-  explicit Aligned(std::int64_t size)
-      : data_(static_cast<T*>(::operator new(static_cast<std::size_t>(size) * sizeof(T) + 1, std::align_val_t{64}))) {
-    std::uninitialized_value_construct_n(data_.get(), size);
-  }
-  T* data() const { return data_.get(); }
-
- private:
-  struct Delete {
-    void operator()(T* p) const { ::operator delete(p, std::align_val_t{64}); }
-  };
-  std::unique_ptr<T, Delete> data_;
-};
 
 // Per-channel values padded with zeros, as kernels read them; all `fill` where there is no tensor.
 Aligned<float> per_channel(const FloatTensor& tensor, int channels, float fill = 0.0f);

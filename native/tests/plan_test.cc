@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <limits>
 
@@ -202,6 +203,18 @@ TEST(wrong_numbers_in_tensors) {
   }
 }
 
+TEST(wrong_numbers_anywhere) {
+  for (std::size_t index : {0, 1, 1023, 1024, 2500, 6 * 6 * 77 - 1}) {
+    PlanFile file = convolutions();
+    file.plan = replaced(file.plan, R"("weight": "point.weight")", R"("weight": "long")");
+    file.floats("long", {6, 6, 77, 1});
+    const float infinity = std::numeric_limits<float>::infinity();
+    std::memcpy(file.data.data() + file.data.size() - (6 * 6 * 77 - index) * sizeof infinity, &infinity, sizeof infinity);
+    CHECK_THROWS(parse(file.bytes()), PlanError,
+                 "m: " + kPoint + R"(weight: tensor "long" must be finite, got inf at index )" + std::to_string(index));
+  }
+}
+
 TEST(wrong_gating) {
   check_wrong(
       gated_convolutions(),
@@ -290,8 +303,8 @@ TEST(limits) {
   for (std::size_t i = 0; i < all.size(); ++i) all[i] = i % 1024;
   file.ints("all", {1024, 1024}, all);
   CHECK_THROWS(parse(file.bytes()), PlanError,
-               R"(m: operator 16 (gated_conv "g"): base_inputs and its like of all operators so far have )"
-               "17825792 numbers, and at most 16777216 are accepted");
+               R"(m: operator 16 (gated_conv "g"): base_inputs and its like of all operators so far list )"
+               "17825792 input channels, and at most 16777216 are accepted");
 }
 
 TEST(wrong_pools) {

@@ -1,28 +1,39 @@
-"""Native operators on raw pointers; use them through headgate.ops."""
+"""
+Native operators on raw pointers, behind headgate.ops, and the engine, behind headgate.engine.
+"""
 
-_View = tuple[int, int]  # address of the first element, 0 for none, and elements between pixels
-# weight, bias, running_mean, running_var, training, momentum, eps, mean (out), rstd (out)
-_Norm = tuple[int, int, int, int, bool, float, float, int, int]
-# weight, bias, mean, rstd, training, grad_weight (out), grad_bias (out)
-_NormGrad = tuple[int, int, int, int, bool, int, int]
-# bfloat16, images, pixels per image, channels, groups, grouped, slope, relu
-_GatedShape = tuple[bool, int, int, int, int, bool, float, bool]
-_NormShape = tuple[bool, int, int, bool]  # bfloat16, rows, channels, relu
+from collections.abc import Sequence
 
-class BackendError(OSError): ...
+import numpy
+import numpy.typing
 
-def usable_isas() -> list[str]: ...
-def choose_isa(wanted: str, in_build: list[str], in_cpu: list[str]) -> str: ...
-def active_isa() -> str: ...
-def set_isa(isa: str) -> None: ...
+class BackendError(OSError):
+    pass
+
+def usable_isas() -> list[str]:
+    """
+    Instruction sets that this build contains and this CPU runs, the best one first.
+    """
+
+def choose_isa(wanted: str, in_build: Sequence[str], in_cpu: Sequence[str]) -> str:
+    """
+    The named instruction set, or the best one for '', of those that a build and a CPU have.
+    """
+
+def active_isa() -> str:
+    """The instruction set in use."""
+
+def set_isa(isa: str) -> None:
+    """Use the named instruction set from now on; '' means the best one."""
+
 def gated_norm_forward(
-    shape: _GatedShape,
-    final_sum: _View,
-    partial_sum: _View,
-    residual: _View,
-    output: _View,
-    final_norm: _Norm,
-    partial_norm: _Norm,
+    shape: tuple[bool, int, int, int, int, bool, float, bool],
+    final_sum: tuple[int, int],
+    partial_sum: tuple[int, int],
+    residual: tuple[int, int],
+    output: tuple[int, int],
+    final_norm: tuple[int, int, int, int, bool, float, float, int, int],
+    partial_norm: tuple[int, int, int, int, bool, float, float, int, int],
     threshold: int,
     score_var: int,
     scale: int,
@@ -30,32 +41,59 @@ def gated_norm_forward(
     threads: int,
 ) -> None: ...
 def gated_norm_backward(
-    shape: _GatedShape,
-    final_sum: _View,
-    partial_sum: _View,
-    output: _View,
-    grad_output: _View,
+    shape: tuple[bool, int, int, int, int, bool, float, bool],
+    final_sum: tuple[int, int],
+    partial_sum: tuple[int, int],
+    output: tuple[int, int],
+    grad_output: tuple[int, int],
     grad_counts: int,
-    grad_residual: _View,
-    grad_final: _View,
-    grad_partial: _View,
-    final_norm: _NormGrad,
-    partial_norm: _NormGrad,
+    grad_residual: tuple[int, int],
+    grad_final: tuple[int, int],
+    grad_partial: tuple[int, int],
+    final_norm: tuple[int, int, int, int, bool, int, int],
+    partial_norm: tuple[int, int, int, int, bool, int, int],
     threshold: int,
     scale: int,
     grad_threshold: int,
     threads: int,
 ) -> None: ...
 def norm_act_forward(
-    shape: _NormShape, input: _View, residual: _View, output: _View, norm: _Norm, threads: int
-) -> None: ...
-def norm_act_backward(
-    shape: _NormShape,
-    input: _View,
-    output: _View,
-    grad_output: _View,
-    grad_residual: _View,
-    grad_input: _View,
-    norm: _NormGrad,
+    shape: tuple[bool, int, int, bool],
+    input: tuple[int, int],
+    residual: tuple[int, int],
+    output: tuple[int, int],
+    norm: tuple[int, int, int, int, bool, float, float, int, int],
     threads: int,
 ) -> None: ...
+def norm_act_backward(
+    shape: tuple[bool, int, int, bool],
+    input: tuple[int, int],
+    output: tuple[int, int],
+    grad_output: tuple[int, int],
+    grad_residual: tuple[int, int],
+    grad_input: tuple[int, int],
+    norm: tuple[int, int, int, int, bool, int, int],
+    threads: int,
+) -> None: ...
+
+class PlanError(OSError):
+    pass
+
+class Engine:
+    """A loaded plan; use it through headgate.Engine."""
+
+    def __init__(self, path: str, threads: int) -> None: ...
+    @property
+    def input_shape(self) -> tuple[int, int, int]: ...
+    @property
+    def output_shape(self) -> tuple[int, int, int]: ...
+    @property
+    def threads(self) -> int: ...
+    def run(self, images: numpy.typing.NDArray[numpy.float32]) -> numpy.typing.NDArray[numpy.float32]: ...
+    def shift_thresholds(self, offset: float) -> None: ...
+    def time_paths(
+        self, images: numpy.typing.NDArray[numpy.float32], repeats: int
+    ) -> list[tuple[str, float, float, float]]: ...
+    def set_path(self, layer: str, masked: bool) -> None: ...
+    def stats(self) -> list[tuple[str, str, int, float, int, int, int, int, str]]: ...
+    def reset_stats(self) -> None: ...

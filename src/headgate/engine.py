@@ -18,8 +18,6 @@ from headgate.tuning import PATHS, ConditionalPath, PathChoice, check_path, reca
 __all__ = ["Engine", "LayerStats", "PathChoice"]
 
 MAX_THREADS: Final = 256
-MAX_TUNING_BATCH: Final = 32
-"""Larger batches run in pieces of so many images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +63,9 @@ class Engine:
             this plan, CPU, instruction set and number of threads, and sparse where it never ran. Or one of the first
             two for each layer named in a mapping, others as tuned.
     Raises:
-        PlanError: the file cannot be read or is not a plan of this version.
+        PlanError: the file cannot be read, is not a plan of this version, or needs more memory than this process may
+            use.
+        MemoryError: there was less memory than that.
         ConfigError: threads or paths is not accepted, or HEADGATE_ISA names nothing known.
         BackendError: this installation has no native module, or HEADGATE_ISA names what the build or CPU lacks.
     """
@@ -89,6 +89,8 @@ class Engine:
             raise BackendError(str(error)) from None
         except ValueError as error:
             raise ConfigError(str(error)) from None
+        except MemoryError:
+            raise MemoryError(f"{os.fsdecode(path)}: not enough memory to load the plan") from None
         self._shape: tuple[int, int, int] = self._engine.input_shape
         self._isa: str = native.active_isa()
         self._path = path
@@ -133,9 +135,17 @@ class Engine:
             images: (n, channels, height, width), float32, contiguous, on the CPU: a numpy array, or anything that
                 speaks DLPack; it is read in place.
         Returns: (n, …output_shape). An image's result is the same bit for bit whatever the batch and the threads.
-        Raises: ShapeError, DtypeError: the images do not fit the plan, or are not contiguous.
+        Raises:
+            ShapeError, DtypeError: the images do not fit the plan, or are not contiguous.
+            MemoryError: there is not enough for the results, or for the buffers of a run.
         """
-        output: NDArray[np.float32] = self._engine.run(self._check(images))
+        array = self._check(images)
+        try:
+            output: NDArray[np.float32] = self._engine.run(array)
+        except MemoryError:
+            raise MemoryError(
+                f"not enough memory to run {len(array)} images; run fewer at a time, or from fewer threads at once"
+            ) from None
         return output
 
     def _check(self, images: Any) -> NDArray[np.float32]:
@@ -171,18 +181,18 @@ class Engine:
         size to come. While it runs, calls from other threads disturb the times and may take either path.
 
         Args:
-            images: as for a call, at most 32 of them.
+            images: as for a call, at least one.
             repeats: of each path; medians count.
             keep: remember the choice for later engines of the same plan, CPU, instruction set and number of threads.
         Returns: a choice for each gated convolution, in order of execution.
         Raises:
-            ShapeError, DtypeError: as for a call; or there are no images, or too many.
+            ShapeError, DtypeError: as for a call; or there are no images.
             ConfigError: repeats < 1.
             CheckpointError: the choice cannot be written; the engine has it nevertheless.
         """
         array = self._check(images)
-        if not 1 <= len(array) <= MAX_TUNING_BATCH:
-            raise ShapeError(f"images must be between 1 and {MAX_TUNING_BATCH}, got {len(array)}")
+        if len(array) == 0:
+            raise ShapeError("images must be at least one, got none")
         if repeats < 1:
             raise ConfigError(f"repeats must be ≥ 1, got {repeats}")
         choices = [PathChoice.of_times(*times) for times in self._engine.time_paths(array, repeats)]

@@ -191,6 +191,57 @@ def test_bad_plans_and_options(tmp_path: Path) -> None:
         hg.Engine(path)
 
 
+def limited_memory(program: str, path: Path) -> None:
+    """Run a program that may limit its memory: `limit(n)` leaves n bytes more than are in use; `path` is the plan's."""
+    prelude = """
+import os, resource, sys
+import numpy as np
+import headgate as hg
+def limit(more):
+    pages = int(open("/proc/self/statm").read().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGESIZE") + more, resource.RLIM_INFINITY))
+path = sys.argv[1]
+hg.Engine(path)  # loads the extension module
+"""
+    done = subprocess.run([sys.executable, "-c", prelude + program, path], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_short_memory(tmp_path: Path) -> None:
+    x = torch.randn(1, 3, 64, 64)
+    path = plan_of(settle(Gated(channels=64), x), x, tmp_path)
+    limited_memory(
+        """
+engine = hg.Engine(path, threads=2)
+images = np.zeros((64, 3, 64, 64), np.float32)
+small = engine(images[:1])
+limit(1 << 20)
+try:
+    engine(images)
+except MemoryError as error:
+    assert "not enough memory to run 64 images" in str(error), error
+else:
+    raise SystemExit("it ran")
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+assert np.array_equal(engine(images[:1]), small)
+""",
+        path,
+    )
+    limited_memory(
+        """
+resource.setrlimit(resource.RLIMIT_AS, (1 << 20, resource.RLIM_INFINITY))
+try:
+    hg.Engine(path)
+except hg.HeadgateError as error:
+    text = str(error)
+except MemoryError as error:
+    text = str(error)
+assert "model.hgplan: " in text and "memory" in text, text
+""",
+        path,
+    )
+
+
 def test_the_engine_needs_no_torch(tmp_path: Path) -> None:
     x = torch.randn(1, 3, 13, 12)
     path = plan_of(settle(Gated(), x), x, tmp_path)

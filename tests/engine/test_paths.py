@@ -152,9 +152,8 @@ def test_errors(cache: Path, tmp_path: Path) -> None:
         hg.Engine(path, paths={name: "dense"})  # type: ignore[dict-item]
     with pytest.raises(ConfigError, match=r"repeats must be ≥ 1, got 0"):
         engine.tune(x, repeats=0)
-    for count in (0, 33):
-        with pytest.raises(ShapeError, match=rf"images must be between 1 and 32, got {count}"):
-            engine.tune(np.zeros((count, *x.shape[1:]), np.float32))
+    with pytest.raises(ShapeError, match=r"images must be at least one, got none"):
+        engine.tune(x[:0])
     cache.parent.mkdir(parents=True)
     cache.write_text("a file where the folder should be")
     with pytest.raises(CheckpointError, match=r"cannot write"):

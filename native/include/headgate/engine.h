@@ -50,7 +50,8 @@ struct LayerStats {
 // An engine may be used from several threads at once.
 class Engine {
  public:
-  // Maps the plan and packs its weights. Throws PlanError, InputError, BackendError (headgate/isa.h).
+  // Maps the plan and packs its weights. Throws PlanError (also if it needs more memory than this process may use),
+  // InputError, BackendError (headgate/isa.h), std::bad_alloc.
   explicit Engine(const std::string& path, int threads = 1);
   ~Engine();
   Engine(Engine&&) noexcept;
@@ -61,7 +62,8 @@ class Engine {
   int threads() const;
 
   // From (images, channels, height, width) to (images, channels, height, width), both contiguous. The result of an
-  // image is the same bit for bit whatever the batch around it and the number of threads.
+  // image is the same bit for bit whatever the batch around it and the number of threads. Throws InputError,
+  // std::bad_alloc.
   void run(const float* input, std::int64_t images, float* output) const;
 
   // The run-time dial: adds to every threshold, in standard deviations; positive saves more. Calls add up.

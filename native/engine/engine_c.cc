@@ -1,0 +1,98 @@
+#include "headgate/engine_c.h"
+
+#include <new>
+#include <string>
+
+#include "headgate/engine.h"
+#include "headgate/isa.h"
+
+struct headgate_engine {
+  headgate::Engine engine;
+};
+
+namespace headgate {
+namespace {
+
+thread_local std::string last_error;
+
+headgate_status failed(headgate_status status, const char* what) noexcept {
+  try {
+    last_error = what;
+  } catch (const std::bad_alloc&) {
+    last_error.clear();
+  }
+  return status;
+}
+
+// Runs `body`; what it throws becomes a status and a text.
+template <class F>
+headgate_status guarded(F body) noexcept {
+  try {
+    body();
+    return HEADGATE_OK;
+  } catch (const PlanError& error) {
+    return failed(HEADGATE_PLAN_ERROR, error.what());
+  } catch (const BackendError& error) {
+    return failed(HEADGATE_BACKEND_ERROR, error.what());
+  } catch (const std::invalid_argument& error) {  // InputError, UnknownIsaError
+    return failed(HEADGATE_INPUT_ERROR, error.what());
+  } catch (const std::bad_alloc&) {
+    return failed(HEADGATE_OUT_OF_MEMORY, "out of memory");
+  } catch (const std::exception& error) {
+    return failed(HEADGATE_INTERNAL_ERROR, error.what());
+  } catch (...) {
+    return failed(HEADGATE_INTERNAL_ERROR, "unknown error");
+  }
+}
+
+void require(bool given, const char* what) {
+  if (!given) throw InputError(std::string(what) + " must not be null");
+}
+
+void copy(const MapShape& shape, int sizes[3]) {
+  sizes[0] = shape.channels, sizes[1] = shape.height, sizes[2] = shape.width;
+}
+
+}  // namespace
+}  // namespace headgate
+
+using headgate::guarded, headgate::require;
+
+const char* headgate_last_error(void) { return headgate::last_error.c_str(); }
+
+headgate_status headgate_engine_open(const char* path, int threads, headgate_engine** engine) {
+  if (engine != nullptr) *engine = nullptr;
+  return guarded([&] {
+    require(path != nullptr, "path");
+    require(engine != nullptr, "engine");
+    *engine = new headgate_engine{headgate::Engine(path, threads)};
+  });
+}
+
+void headgate_engine_close(headgate_engine* engine) { delete engine; }
+
+headgate_status headgate_engine_shapes(const headgate_engine* engine, int input[3], int output[3]) {
+  return guarded([&] {
+    require(engine != nullptr, "engine");
+    require(input != nullptr, "input");
+    require(output != nullptr, "output");
+    headgate::copy(engine->engine.input_shape(), input);
+    headgate::copy(engine->engine.output_shape(), output);
+  });
+}
+
+headgate_status headgate_engine_run(const headgate_engine* engine, const float* input, int64_t images, float* output) {
+  return guarded([&] {
+    require(engine != nullptr, "engine");
+    require(input != nullptr || images == 0, "input");
+    require(output != nullptr || images == 0, "output");
+    engine->engine.run(input, images, output);
+  });
+}
+
+headgate_status headgate_engine_shift_thresholds(headgate_engine* engine, float offset) {
+  return guarded([&] {
+    require(engine != nullptr, "engine");
+    engine->engine.shift_thresholds(offset);
+  });
+}

@@ -1,0 +1,94 @@
+// The pool of threads: every part runs once, exceptions reach the caller, callers do not wait for each other.
+#include "headgate/parallel.h"
+
+#include <algorithm>
+#include <atomic>
+#include <new>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+#include "tests/check.h"
+
+namespace headgate {
+namespace {
+
+constexpr int kRounds = 500;
+
+TEST(every_part_runs_once) {
+  for (int parts : {1, 2, 3, 7, 64}) {
+    for (int round = 0; round < kRounds; ++round) {
+      std::vector<std::atomic<int>> runs(static_cast<std::size_t>(parts));
+      parallel_for(parts, [&](int part) { ++runs[static_cast<std::size_t>(part)]; });
+      CHECK(std::all_of(runs.begin(), runs.end(), [](const auto& n) { return n == 1; }));
+    }
+  }
+}
+
+TEST(the_first_exception_reaches_the_caller) {
+  for (int parts : {1, 2, 5}) {
+    for (int round = 0; round < kRounds; ++round) {
+      const int bad = round % parts;
+      CHECK_THROWS(parallel_for(parts, [&](int part) { if (part == bad) throw std::out_of_range("part"); }),
+                   std::out_of_range, "part");
+      std::atomic<int> caught{0};
+      try {
+        parallel_for(parts, [](int) { throw std::bad_alloc(); });
+      } catch (const std::bad_alloc&) {
+        ++caught;
+      }
+      CHECK_EQ(caught.load(), 1);
+      std::atomic<int> runs{0};
+      parallel_for(parts, [&](int) { ++runs; });
+      CHECK_EQ(runs.load(), parts);
+    }
+  }
+}
+
+TEST(a_body_may_call_again) {
+  std::atomic<int> runs{0};
+  parallel_for(3, [&](int) { parallel_for(4, [&](int) { ++runs; }); });
+  CHECK_EQ(runs.load(), 12);
+}
+
+// Workers of one caller's job must not keep another's from having some, nor wait for it.
+TEST(a_caller_beside_a_long_one) {
+  std::atomic<bool> begun{false}, end{false};
+  std::thread other([&] {
+    parallel_for(2, [&](int) {
+      begun = true;
+      while (!end) std::this_thread::yield();
+    });
+  });
+  while (!begun) std::this_thread::yield();
+  std::atomic<int> runs{0};
+  for (int round = 0; round < kRounds; ++round) parallel_for(3, [&](int) { ++runs; });
+  CHECK_EQ(runs.load(), 3 * kRounds);
+  end = true;
+  other.join();
+}
+
+TEST(several_callers) {
+  std::vector<std::thread> callers;
+  std::atomic<int> runs{0}, caught{0};
+  for (int caller = 0; caller < 4; ++caller) {
+    callers.emplace_back([&, caller] {
+      for (int round = 0; round < kRounds; ++round) {
+        try {
+          parallel_for(2, [&](int part) {
+            if (caller == 0 && part == 1) throw std::runtime_error("of one caller only");
+            if (caller != 0) ++runs;
+          });
+        } catch (const std::runtime_error&) {
+          ++caught;
+        }
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  CHECK_EQ(runs.load(), 3 * 2 * kRounds);
+  CHECK_EQ(caught.load(), kRounds);
+}
+
+}  // namespace
+}  // namespace headgate
