@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,12 +13,10 @@ from rich.markup import escape
 from rich.table import Table
 from tyro.conf import Positional
 
-from headgate.errors import CheckpointError, ConfigError, HeadgateError
+from headgate.errors import ConfigError, HeadgateError
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from headgate.train import DataConfig, Evaluation, Recipe
+    from headgate.train import Evaluation, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,9 +152,10 @@ class Eval:
     def run(self, console: Console) -> None:
         from headgate.nn import shift_thresholds_
         from headgate.train import DataConfig, evaluate
+        from headgate.train.finished import find_model
         from headgate.train.prepare import evaluation_batches
 
-        model, config = _find_model(self.model)
+        model, config = find_model(self.model)
         if self.data is not None:
             config = replace(config or DataConfig(source=self.data), source=self.data)
         if config is None:
@@ -186,12 +185,64 @@ class Export:
         import torch
 
         from headgate.exporting import export
+        from headgate.train.finished import find_model, trained_shape
 
-        model, _ = _find_model(self.model)
-        shape = self.image or _trained_shape(Path(self.model))
+        model, _ = find_model(self.model)
+        shape = self.image or trained_shape(Path(self.model))
         if min(shape) < 1:
             raise ConfigError(f"image must be channels, height and width, each ≥ 1, got {shape}")
         console.print(str(export(model, self.plan, example_input=torch.zeros(1, *shape))), markup=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Time a network in the native engine, in other inference libraries, and pruned statically; docs/benchmark.md.
+
+    A trained model decides on real images. An architecture, with --density and --mask, is timed with synthetic weights
+    and images. A plan file is timed alone.
+
+    Attributes:
+        models: run folders, checkpoints or pretrained names, of one architecture; or an architecture; or a plan file.
+        against: all, or any of torch, torch-channels-last, torch-compile, onnxruntime, openvino, ncnn, bf16 (the dense
+            network in bfloat16), grouped and thinner (the network pruned statically to the same MACs). None: nothing.
+        data: folder or Hub name of a trained model's images, or an .npy file of prepared ones.
+        dense: the trained dense counterpart. Default: the first model with its gates held open.
+        density: synthetic: share of open decisions of every gated layer.
+        mask: synthetic: independent decisions, clustered ones, or one for each pixel and output group.
+        groups: synthetic: G.
+        image: synthetic: channels, height and width. Default: what the architecture was designed for.
+        batches: images of one call.
+        threads: one (pinned to a core), all (that this process may use), or both.
+        repeats: timed calls of each runner; medians are compared.
+        isa: hold the engine and the libraries to this instruction set.
+        out: write the figures to <out>.json and a picture to <out>.png.
+    """
+
+    models: Positional[tuple[str, ...]]
+    against: tuple[str, ...] = ("all",)
+    data: str | None = None
+    dense: str | None = None
+    density: tuple[float, ...] = ()
+    mask: tuple[Literal["iid", "clustered", "group"], ...] = ()
+    groups: int = 8
+    image: tuple[int, int, int] | None = None
+    batches: tuple[int, ...] = (1, 32)
+    threads: tuple[Literal["one", "all"], ...] = ("one", "all")
+    repeats: int = 31
+    isa: Literal["avx2"] | None = None
+    out: Path | None = None
+
+    def run(self, console: Console) -> None:
+        from headgate.benchmarking import Request
+        from headgate.benchmarking.show import run_shown
+
+        options = {field.name: getattr(self, field.name) for field in fields(self)}
+        out, held = options.pop("out"), options.pop("isa")
+        run_shown(
+            Request(densities=options.pop("density"), masks=options.pop("mask"), held=held, **options),
+            console,
+            out=out,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,48 +318,6 @@ def _given(**options: object) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _find_model(name: str) -> tuple[nn.Module, DataConfig | None]:
-    """A model, and the data that it was trained on where that is known."""
-    import json
-
-    from headgate.checkpoint import list_pretrained, load, pretrained
-    from headgate.train import Recipe
-    from headgate.train.loop import MODEL, RECIPE
-
-    path = Path(name)
-    if path.is_dir():
-        if not (path / MODEL).exists():
-            raise CheckpointError(f"{path} holds no finished run: {MODEL} is missing; finish it with headgate train")
-        try:
-            config = Recipe.from_dict(json.loads((path / RECIPE).read_text())).data
-        except (OSError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{path / RECIPE} is missing or damaged ({error}); name {path / MODEL}") from error
-        return load(path / MODEL), config
-    if path.exists() or path.suffix == ".safetensors":
-        return load(path), None
-    if name in list_pretrained():
-        return pretrained(name), None
-    raise CheckpointError(
-        f"model must be a run's folder, a checkpoint or one of {', '.join(list_pretrained()) or 'no pretrained models'}"
-        f", got {name!r}, which does not exist"
-    )
-
-
-def _trained_shape(folder: Path) -> tuple[int, int, int]:
-    """Channels, height and width of the images that a finished run was trained on."""
-    import json
-
-    from headgate.train.loop import SUMMARY
-
-    try:
-        channels, height, width = json.loads((folder / SUMMARY).read_text())["input_shape"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"image must be given: {folder} does not say what it was trained on; for instance --image 3 32 32"
-        ) from error
-    return channels, height, width
-
-
 def _show(console: Console, evaluations: dict[str, Evaluation]) -> None:
     table = Table(box=None)
     table.add_column("model")
@@ -335,6 +344,7 @@ def main(arguments: list[str] | None = None) -> int:
             Annotated[Train, tyro.conf.subcommand("train")]
             | Annotated[Eval, tyro.conf.subcommand("eval")]
             | Annotated[Export, tyro.conf.subcommand("export")]
+            | Annotated[Bench, tyro.conf.subcommand("bench")]
             | Annotated[Report, tyro.conf.subcommand("report")]
             | Annotated[Models, tyro.conf.subcommand("models")]
             | Annotated[Demo, tyro.conf.subcommand("demo")],

@@ -1,0 +1,55 @@
+"""Find a trained model by what a user calls it, and what it was trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from torch import nn
+
+from headgate.checkpoint import list_pretrained, load, pretrained
+from headgate.errors import CheckpointError, ConfigError
+from headgate.train.loop import MODEL, RECIPE, SUMMARY
+from headgate.train.recipe import DataConfig, Recipe
+
+__all__ = ["find_model", "trained_shape"]
+
+
+def find_model(name: str) -> tuple[nn.Module, DataConfig | None]:
+    """A model in evaluation mode, and the data that it was trained on where that is known.
+
+    Args:
+        name: a run's folder, a checkpoint file, or a name that `headgate.list_pretrained` has.
+    Raises: CheckpointError: it is none of these, or the run is not finished, or a file of it is damaged.
+    """
+    path = Path(name)
+    if path.is_dir():
+        if not (path / MODEL).exists():
+            raise CheckpointError(f"{path} holds no finished run: {MODEL} is missing; finish it with headgate train")
+        try:
+            config = Recipe.from_dict(json.loads((path / RECIPE).read_text())).data
+        except (OSError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{path / RECIPE} is missing or damaged ({error}); name {path / MODEL}") from error
+        return load(path / MODEL), config
+    if path.exists() or path.suffix == ".safetensors":
+        return load(path), None
+    if name in list_pretrained():
+        return pretrained(name), None
+    raise CheckpointError(
+        f"model must be a run's folder, a checkpoint or one of {', '.join(list_pretrained()) or 'no pretrained models'}"
+        f", got {name!r}, which does not exist"
+    )
+
+
+def trained_shape(folder: Path) -> tuple[int, int, int]:
+    """Channels, height and width of the images that a finished run was trained on.
+
+    Raises: ConfigError: the folder does not say.
+    """
+    try:
+        channels, height, width = json.loads((folder / SUMMARY).read_text())["input_shape"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"image must be given: {folder} does not say what it was trained on; for instance --image 3 32 32"
+        ) from error
+    return channels, height, width
