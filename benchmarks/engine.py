@@ -1,148 +1,97 @@
-"""The native engine against dense inference libraries, on the shipped ResNet-20 and real images, in one process.
+"""The committed benchmarks of the native engine: trained ResNet-20, and ResNet-18 at CIFAR and ImageNet sizes.
 
-    python benchmarks/engine.py --data ../shared/data/cifar10 --threads 1
+    python benchmarks/engine.py --data ../shared/data/cifar10
+    python benchmarks/engine.py --case resnet18-cifar --threads one --repeats 11
 
-Rivals run the dense network: torch, and ONNX Runtime and OpenVINO where they are installed (pip install onnx onnxscript
-onnxruntime openvino). The engine runs it too, and the gated ones. Repeats are interleaved; medians are compared.
+Each case is one `headgate bench`, which docs/benchmark.md explains; the first line of its JSON is the command. Install
+the libraries with pip install 'headgate[bench]'; any that is missing is left out, with a note.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import statistics
-import tempfile
-import time
-import warnings
-from collections.abc import Callable
-from datetime import date
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final, Literal
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import nn
+import tyro
+from rich.console import Console
 
-import headgate as hg
-from headgate.files import write_atomic
-from headgate.train import DataConfig
-from headgate.train.prepare import evaluation_batches
+from headgate.benchmarking import Request
+from headgate.benchmarking.show import run_shown
+from headgate.errors import ConfigError, HeadgateError
 
-Images = NDArray[np.float32]
-Runner = Callable[[Images], Images]
+RESULTS: Final = Path(__file__).parent / "results"
 
-DENSE = "resnet20-cifar10-dense"
-GATED = ("resnet20-cifar10-activation", "resnet20-cifar10-group")
+Case = Literal["resnet20-trained", "resnet18-cifar", "resnet18-imagenet"]
 
-
-def torch_runner(model: nn.Module, memory_format: torch.memory_format) -> Runner:
-    model = model.to(memory_format=memory_format)
-
-    def run(images: Images) -> Images:
-        with torch.inference_mode():
-            return model(torch.from_numpy(images).contiguous(memory_format=memory_format)).numpy()  # type: ignore[no-any-return]
-
-    return run
+SYNTHETIC: Final = Request(
+    models=("resnet18-cifar",), densities=(0.06, 0.2), masks=("iid", "clustered", "group"), groups=8
+)
+CASES: Final[dict[Case, Request]] = {
+    "resnet20-trained": Request(
+        models=("resnet20-cifar10-activation", "resnet20-cifar10-group"), dense="resnet20-cifar10-dense"
+    ),
+    "resnet18-cifar": SYNTHETIC,
+    "resnet18-imagenet": replace(SYNTHETIC, models=("torchvision/resnet18",), batches=(1,)),
+}
 
 
-def onnxruntime_runner(model: nn.Module, folder: Path, threads: int) -> Runner | None:
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Run the committed benchmarks, or some of them, and write benchmarks/results/engine-<case>.json and .png.
+
+    Attributes:
+        case: which to run.
+        data: folder or Hub name of CIFAR-10, for the trained case.
+        against: all, or names of rivals as `headgate bench --help` lists them.
+        density, mask: of the synthetic cases.
+        batches: images of one call. Default: 1 and 32; at ImageNet size 1.
+        threads: one (pinned to a core), all (that this process may use), or both.
+        repeats: timed calls of each runner.
+        isa: hold the engine and the libraries to this instruction set; results are named after it.
+        out: folder for the results.
+    """
+
+    case: tuple[Case, ...] = tuple(CASES)
+    data: str | None = None
+    against: tuple[str, ...] = ("all",)
+    density: tuple[float, ...] = SYNTHETIC.densities
+    mask: tuple[Literal["iid", "clustered", "group"], ...] = SYNTHETIC.masks
+    batches: tuple[int, ...] | None = None
+    threads: tuple[Literal["one", "all"], ...] = ("one", "all")
+    repeats: int = 31
+    isa: Literal["avx2"] | None = None
+    out: Path = RESULTS
+
+    def request(self, case: Case) -> Request:
+        """What one case asks for."""
+        request = replace(CASES[case], against=self.against, threads=self.threads, repeats=self.repeats, held=self.isa)
+        if self.batches is not None:
+            request = replace(request, batches=self.batches)
+        if request.kind == "trained":
+            if self.data is None:
+                raise ConfigError(f"data must be given for {case}: a folder with CIFAR-10, or its name on the Hub")
+            return replace(request, data=self.data)
+        return replace(request, densities=self.density, masks=self.mask)
+
+
+def main() -> int:
+    """Returns the exit code: 0, 1 for an error of use, 130 when interrupted."""
+    options, console = tyro.cli(Options, description=__doc__), Console()
     try:
-        import onnxruntime
-    except ImportError:
-        return None
-    path = str(folder / "model.onnx")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            model, (torch.zeros(1, 3, 32, 32),), path, dynamo=False, input_names=["x"], dynamic_axes={"x": {0: "n"}}
-        )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {"x": images})[0]
-
-
-def openvino_runner(model: nn.Module, threads: int, batch: int) -> Runner | None:
-    try:
-        import openvino
-    except ImportError:
-        return None
-    converted = openvino.convert_model(model, example_input=torch.zeros(1, 3, 32, 32), input=[batch, 3, 32, 32])
-    config = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    request = openvino.Core().compile_model(converted, "CPU", config).create_infer_request()
-    return lambda images: request.infer([images])[0]
-
-
-def runners(folder: Path, threads: int, batch: int) -> dict[str, Runner]:
-    """Everything that runs, by name: rivals first."""
-    dense = hg.pretrained(DENSE).eval()
-    found: dict[str, Runner | None] = {
-        "torch, contiguous": torch_runner(hg.pretrained(DENSE).eval(), torch.contiguous_format),
-        "torch, channels last": torch_runner(hg.pretrained(DENSE).eval(), torch.channels_last),
-        "ONNX Runtime": onnxruntime_runner(dense, folder, threads),
-        "OpenVINO": openvino_runner(dense, threads, batch),
-    }
-    for name in (DENSE, *GATED):
-        path = folder / f"{name}.hgplan"
-        hg.export(hg.pretrained(name), path, example_input=torch.zeros(1, 3, 32, 32))
-        found[f"engine, {name}"] = hg.Engine(path, threads=threads)
-    return {name: runner for name, runner in found.items() if runner is not None}
-
-
-def measure(options: argparse.Namespace, batch: int, folder: Path) -> dict[str, float]:
-    """Median milliseconds for each image, by runner."""
-    model = hg.pretrained(DENSE)
-    batches = evaluation_batches(model, DataConfig(source=options.data), limit=512)
-    images = torch.cat([images for images, *_ in batches]).numpy()
-    pieces = [np.ascontiguousarray(images[i : i + batch]) for i in range(0, len(images) - batch + 1, batch)]
-    everything = runners(folder, options.threads, batch)
-    expected = everything["torch, contiguous"](pieces[0])
-    for name, run in everything.items():
-        if not any(gated in name for gated in GATED):
-            np.testing.assert_allclose(run(pieces[0]), expected, rtol=1e-3, atol=1e-3, err_msg=name)
-    times: dict[str, list[float]] = {name: [] for name in everything}
-    for repeat in range(options.repeats + 1):
-        for name, run in everything.items():
-            piece = pieces[repeat % len(pieces)]
-            start = time.perf_counter()
-            run(piece)
-            if repeat:  # the first one warms up
-                times[name].append(1e3 * (time.perf_counter() - start) / batch)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
-    parser.add_argument("--repeats", type=int, default=101)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    results: dict[str, dict[str, float]] = {}
-    for batch in options.batches:
-        with tempfile.TemporaryDirectory() as folder:
-            results[str(batch)] = measure(options, batch, Path(folder))
-        rivals = {name: value for name, value in results[str(batch)].items() if not name.startswith("engine")}
-        best = min(rivals.values())
-        print(f"\nbatch {batch}, {options.threads} thread(s)\n| | ms for each image | of the best library |")
-        print("| --- | --- | --- |")
-        for name, value in results[str(batch)].items():
-            print(f"| {name} | {value:.3f} | {best / value:.2f}× |")
-    if options.json is not None:
-        record = {
-            "command": f"python benchmarks/engine.py --threads {options.threads}",
-            "data": "CIFAR-10 (JPEG-75 copy), test images",
-            "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.backends.cpu.get_cpu_capability()}",
-            "torch": torch.__version__,
-            "date": date.today().isoformat(),
-            "ms_per_image": results,
-        }
-        write_atomic(options.json, json.dumps(record, indent=2) + "\n")
+        requests = {case: options.request(case) for case in options.case}
+        for case, request in requests.items():
+            name = f"engine-{case}" + ("" if options.isa is None else f"-{options.isa}")
+            run_shown(request, console, out=options.out / name)
+    except HeadgateError as error:
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt as interrupt:
+        Console(stderr=True).print(str(interrupt) or "interrupted")
+        return 130
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

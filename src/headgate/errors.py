@@ -47,3 +47,7 @@ class BackendError(HeadgateError, OSError):
 
 class DtypeError(HeadgateError, TypeError):
     """A tensor's dtype, or an argument's type, is not accepted."""
+
+
+class BenchmarkError(HeadgateError, RuntimeError):
+    """What was to be timed computes something else than it should, or the process that timed it died."""

@@ -62,7 +62,7 @@ _SCALE: Final = matplotlib.colormaps["viridis"]
 _LAID: Final = ListedColormap(STRENGTH * _SCALE(np.linspace(0, 1, 256)) + (1 - STRENGTH) * np.array([0.5, 0.5, 0.5, 1]))
 
 
-def _house_style(draw: Callable[P, T]) -> Callable[P, T]:
+def house_style(draw: Callable[P, T]) -> Callable[P, T]:
     """Draw in the house style, whatever the user's settings of matplotlib; those are as before afterwards."""
 
     @functools.wraps(draw)
@@ -75,18 +75,18 @@ def _house_style(draw: Callable[P, T]) -> Callable[P, T]:
     return drawn
 
 
-def _canvas(width: float, height: float) -> Figure:
+def canvas(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:
-    figure = _canvas(WIDTH, height)
+    figure = canvas(WIDTH, height)
     return figure, figure.add_subplot()
 
 
-@_house_style
+@house_style
 def to_png(figure: Figure, *, dpi: int = 200) -> bytes:
     """The figure on white, as a PNG."""
     buffer = io.BytesIO()
@@ -94,7 +94,7 @@ def to_png(figure: Figure, *, dpi: int = 200) -> bytes:
     return buffer.getvalue()
 
 
-@_house_style
+@house_style
 def to_svg(figure: Figure) -> str:
     """The figure on nothing, as an SVG with its text as text and without a date."""
     buffer = io.StringIO()
@@ -169,7 +169,7 @@ def _reference(axes: Axes, level: float, label: str) -> None:
     axes.axhline(level, color=MUTED, lw=1.1, ls=(0, (4, 2)), label=label)
 
 
-@_house_style
+@house_style
 def loss_curve(metrics: Metrics) -> Figure:
     """Loss over the epochs, from the lines of metrics.jsonl."""
     figure, axes = _figure(2.7)
@@ -178,7 +178,7 @@ def loss_curve(metrics: Metrics) -> Figure:
     return _finish(figure, axes, "Loss")
 
 
-@_house_style
+@house_style
 def accuracy_curve(metrics: Metrics, dense: float | None = None) -> Figure:
     """Accuracy over the epochs; `dense` is what the dense counterpart reached, in [0, 1]."""
     figure, axes = _figure(2.7)
@@ -190,7 +190,7 @@ def accuracy_curve(metrics: Metrics, dense: float | None = None) -> Figure:
     return _finish(figure, axes, "Accuracy")
 
 
-@_house_style
+@house_style
 def reduction_curve(metrics: Metrics, target: float | None = None) -> Figure:
     """MAC reduction of the gated layers over the epochs; `target` is the reduction that was asked for."""
     figure, axes = _figure(2.7)
@@ -202,10 +202,10 @@ def reduction_curve(metrics: Metrics, target: float | None = None) -> Figure:
     return _finish(figure, axes, "MAC reduction of the gated layers")
 
 
-@_house_style
+@house_style
 def density_curve(metrics: Metrics) -> Figure:
     """Density over the epochs, and below it the threshold offset T that steers it."""
-    figure = _canvas(WIDTH, 2.7)
+    figure = canvas(WIDTH, 2.7)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     _curves(upper, metrics, "density", "density, %", scale=100)
     _curves(lower, metrics, "offset", "T, std. dev.")
@@ -225,7 +225,7 @@ _PATHS: Final = (  # of executed MACs: name, field of LayerRecord, colour, hatch
 )
 
 
-@_house_style
+@house_style
 def macs_by_path(records: Sequence[LayerRecord]) -> Figure:
     """Two bars for the whole network, without and with gates, the latter split by path."""
     ungated = sum(record.executed_macs for record in records if not record.shape.gated)
@@ -255,7 +255,7 @@ def _layer_rows(records: Sequence[LayerRecord]) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-@_house_style
+@house_style
 def macs_by_layer(records: Sequence[LayerRecord]) -> Figure:
     """For each layer a wide grey bar, its dense MACs, and in it a narrow one: what is executed, stacked by path."""
     divisor, unit = _unit(max(record.dense_macs for record in records))
@@ -284,7 +284,7 @@ def macs_by_layer(records: Sequence[LayerRecord]) -> Figure:
 _KERNELS: Final = (("3×3", "o", BLUE), ("1×1", "D", VERMILION), ("other kernels", "s", GREEN))
 
 
-@_house_style
+@house_style
 def channels_used(records: Sequence[LayerRecord]) -> Figure:
     """For each gated layer the share of its input channels that an output is computed from: η + density · (1 − η)."""
     figure, axes = _layer_rows(records)
@@ -313,7 +313,7 @@ def _kernel(record: LayerRecord) -> str:
 # -------------------------------------------------------------------- images
 
 
-@_house_style
+@house_style
 def reduction_histogram(reductions: NDArray[np.float64]) -> Figure:
     """How many images have which MAC reduction."""
     figure, axes = _figure(2.9)
@@ -331,7 +331,7 @@ def reduction_histogram(reductions: NDArray[np.float64]) -> Figure:
     return _finish(figure, axes, "MAC reduction, image by image")
 
 
-@_house_style
+@house_style
 def reduction_by_class(
     reductions: NDArray[np.float64], labels: NDArray[np.integer[Any]], classes: Sequence[str]
 ) -> Figure:
@@ -369,13 +369,13 @@ def scale_css() -> str:
     return ", ".join(f"rgb({', '.join(str(round(255 * part)) for part in stop)})" for stop in stops)
 
 
-@_house_style
+@house_style
 def image_grid(
     rows: Sequence[tuple[str, Sequence[tuple[NDArray[np.uint8], str]]]], *, top: float | None = None
 ) -> Figure:
     """Rows of a name and captioned images (h, w, 3); with `top`, also the scale of `overlay` up to there."""
     columns = max(len(images) for _, images in rows)
-    figure = _canvas(1.0 + 1.2 * columns, 0.2 + 1.35 * len(rows) + (0.6 if top else 0))
+    figure = canvas(1.0 + 1.2 * columns, 0.2 + 1.35 * len(rows) + (0.6 if top else 0))
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes_row, (name, images) in zip(grid, rows, strict=True):
         for axes in axes_row:

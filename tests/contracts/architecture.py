@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipes": {"errors", "files", "nn", "models", "train"},
     "plots": {"errors", "files", "workload", "counting"},
     "report": {"errors", "files", "workload", "plots", "counting", "checkpoint", "train"},
+    "benchmarking": {"errors", "files", "ops", "nn", "models", "convert", "engine", "exporting", "train", "plots"},
 }
 """Who may import whom, by the first name below headgate: a module or a whole package. See docs/design/0001."""
 
@@ -53,7 +54,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "torch": {*MAY_IMPORT} - {"errors", "files", "workload", "tuning", "engine"},
     "torchvision": {"models", "train", "cli"},
     "triton": {"ops"},
-    "matplotlib": {"plots", "report"},
+    "matplotlib": {"plots", "report", "benchmarking"},
     "jinja2": {"report"},
     "datasets": {"train"},
     "accelerate": {"train"},

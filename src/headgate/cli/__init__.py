@@ -8,6 +8,7 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
+from headgate.cli.bench import Bench
 from headgate.cli.demo import Demo
 from headgate.cli.evaluate import Eval, Report
 from headgate.cli.export import Export
@@ -24,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
             Annotated[Train, tyro.conf.subcommand("train")]
             | Annotated[Eval, tyro.conf.subcommand("eval")]
             | Annotated[Export, tyro.conf.subcommand("export")]
+            | Annotated[Bench, tyro.conf.subcommand("bench")]
             | Annotated[Report, tyro.conf.subcommand("report")]
             | Annotated[Models, tyro.conf.subcommand("models")]
             | Annotated[Demo, tyro.conf.subcommand("demo")],

@@ -10,7 +10,6 @@ import tyro
 from rich.console import Console
 from tyro.conf import Positional
 
-from headgate.cli.find import find_model, test_batches
 from headgate.cli.show import show
 
 
@@ -33,6 +32,7 @@ class Eval:
     def run(self, console: Console) -> None:
         from headgate.nn import shift_thresholds_
         from headgate.train import evaluate
+        from headgate.train.finished import find_model, test_batches
 
         model, config = find_model(self.model)
         batches = test_batches(model, config, name=self.model, data=self.data, limit=self.images)

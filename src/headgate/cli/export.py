@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
-from headgate.cli.find import find_model, test_batches, trained_shape
 from headgate.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,6 +44,7 @@ class Export:
         import torch
 
         from headgate.exporting import export
+        from headgate.train.finished import find_model, test_batches, trained_shape
 
         model, config = find_model(self.model)
         batches = None

@@ -1,29 +1,31 @@
-"""The model that an argument names, and its data."""
+"""Find a trained model by what a user calls it, and what it was trained on."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from torch import nn
+
+from headgate.checkpoint import list_pretrained, load, pretrained
 from headgate.errors import CheckpointError, ConfigError
+from headgate.train.data import Batch
+from headgate.train.loop import MODEL, RECIPE, SUMMARY
+from headgate.train.prepare import evaluation_batches
+from headgate.train.recipe import DataConfig, Recipe
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from headgate.train import DataConfig
-    from headgate.train.data import Batch
+__all__ = ["find_model", "test_batches", "trained_shape"]
 
 
 def find_model(name: str) -> tuple[nn.Module, DataConfig | None]:
-    """A model, and the data that it was trained on where that is known."""
-    import json
+    """A model in evaluation mode, and the data that it was trained on where that is known.
 
-    from headgate.checkpoint import list_pretrained, load, pretrained
-    from headgate.train import Recipe
-    from headgate.train.loop import MODEL, RECIPE
-
+    Args:
+        name: a run's folder, a checkpoint file, or a name that `headgate.list_pretrained` has.
+    Raises: CheckpointError: it is none of these, or the run is not finished, or a file of it is damaged.
+    """
     path = Path(name)
     if path.is_dir():
         if not (path / MODEL).exists():
@@ -46,10 +48,15 @@ def find_model(name: str) -> tuple[nn.Module, DataConfig | None]:
 def test_batches(
     model: nn.Module, config: DataConfig | None, *, name: str, data: str | None, limit: int | None
 ) -> Iterator[Batch]:
-    """Test images for a model that `name` found, with what `evaluate` needs."""
-    from headgate.train import DataConfig
-    from headgate.train.prepare import evaluation_batches
+    """The test images for a model that `find_model` found.
 
+    Args:
+        config: what it was trained on, where that is known.
+        name: what the model was called, for the message.
+        data: folder or Hub name of the images; None: those of `config`.
+        limit: see `evaluation_batches`.
+    Raises: ConfigError: it is not known where the images are. And see `evaluation_batches`.
+    """
     if data is not None:
         config = replace(config or DataConfig(source=data), source=data)
     if config is None:
@@ -58,11 +65,10 @@ def test_batches(
 
 
 def trained_shape(folder: Path) -> tuple[int, int, int]:
-    """Channels, height and width of the images that a finished run was trained on."""
-    import json
+    """Channels, height and width of the images that a finished run was trained on.
 
-    from headgate.train.loop import SUMMARY
-
+    Raises: ConfigError: the folder does not say.
+    """
     try:
         channels, height, width = json.loads((folder / SUMMARY).read_text())["input_shape"]
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -1,0 +1,46 @@
+"""What the figures were measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any, Final
+
+FLAGS: Final = (
+    "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16",
+    "amx_tile", "amx_bf16", "amx_int8", "asimd", "asimddp", "bf16", "i8mm", "sve",
+)  # fmt: skip
+"""Of /proc/cpuinfo: what decides how fast inference can be."""
+
+
+def describe() -> dict[str, Any]:
+    """CPU, its flags that matter, cores, kernel and load of this machine, as plain JSON values."""
+    model, flags = _cpu()
+    return {
+        "cpu": model or platform.processor() or platform.machine(),
+        "flags": [flag for flag in FLAGS if flag in flags],
+        "cores": os.cpu_count(),
+        "usable_cores": len(os.sched_getaffinity(0)),
+        "system": f"{platform.system()} {platform.release()}",
+        "load_average_at_start": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+    }
+
+
+def computes_bf16() -> bool:
+    """Whether this CPU has arithmetic in bfloat16; without it libraries emulate it, which measures nothing."""
+    return bool(_cpu()[1] & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def _cpu() -> tuple[str, set[str]]:
+    """Model name and flags from /proc/cpuinfo; empty where there is none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "", set()
+    fields: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    return fields.get("model name", ""), {*fields.get("flags", fields.get("Features", "")).split()}

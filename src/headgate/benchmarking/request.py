@@ -1,0 +1,142 @@
+"""What is to be timed: one frozen, validated, JSON-able record."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Self, get_args
+
+from headgate.errors import ConfigError
+
+Mask = Literal["iid", "clustered", "group"]
+Threads = Literal["one", "all"]
+Kind = Literal["plan", "trained", "synthetic"]
+
+PLAN_SUFFIX: Final = ".hgplan"
+RIVALS: Final = ("torch", "torch-channels-last", "torch-compile", "onnxruntime", "openvino", "ncnn")
+"""Libraries that may run the dense network."""
+FAMILIES: Final = ("bf16", "grouped", "thinner")
+"""Other rivals: the dense network in bfloat16, and networks pruned statically to the same MACs."""
+MOST_REPEATS: Final = 100_000
+OPTIONS: Final = {
+    **{name: f"--{name}" for name in ("against", "data", "dense", "groups", "image", "batches", "threads", "repeats")},
+    "densities": "--density",
+    "masks": "--mask",
+    "held": "--isa",
+}
+"""Of `headgate bench`, by field."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `benchmark` is asked for.
+
+    Attributes:
+        models: run folders, checkpoints or pretrained names, of one architecture; or one plan file; or, with
+            `densities`, one architecture.
+        data: of trained models: a folder or Hub name of images, or an .npy file of prepared ones, float32
+            (n, c, h, w). None: what the run was trained on; white noise for a plan.
+        dense: the trained dense counterpart. None: the first model with its gates held open.
+        densities, masks: synthetic mode: every gated layer at each density with each kind of mask; see `synthetic`.
+        groups: G of the synthetic mode.
+        image: (channels, height, width) of the synthetic mode. None: what the architecture was designed for.
+        against: "all", or any of `RIVALS` and `FAMILIES`; nothing: the engine alone.
+        batches: images of one call.
+        threads: "one" is pinned to a core; "all" are as many as this process may use cores.
+        repeats: timed calls of each runner.
+        held: hold the engine and the libraries to this instruction set.
+        seed: of weights and noise.
+    Raises: ConfigError.
+    """
+
+    models: tuple[str, ...]
+    data: str | None = None
+    dense: str | None = None
+    densities: tuple[float, ...] = ()
+    masks: tuple[Mask, ...] = ()
+    groups: int = 8
+    image: tuple[int, int, int] | None = None
+    against: tuple[str, ...] = ("all",)
+    batches: tuple[int, ...] = (1, 32)
+    threads: tuple[Threads, ...] = ("one", "all")
+    repeats: int = 31
+    held: Literal["avx2"] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(len(self.models) >= 1, "models must name at least one model, got none")
+        for name, values, accepted in (
+            ("mask", self.masks, get_args(Mask)),
+            ("threads", self.threads, get_args(Threads)),
+            ("against", self.against, ("all", *RIVALS, *FAMILIES)),
+            ("isa", () if self.held is None else (self.held,), ("avx2",)),
+        ):
+            for value in values:
+                _require(value in accepted, f"{name} must be of {', '.join(accepted)}, got {value!r}")
+        _require(bool(self.threads), "threads must name at least one setting, got none")
+        _require(bool(self.batches), "batches must hold at least one size, got none")
+        for batch in self.batches:
+            _require(1 <= batch <= 4096, f"batches must be in [1, 4096], got {batch}")
+        _require(2 <= self.repeats <= MOST_REPEATS, f"repeats must be in [2, {MOST_REPEATS}], got {self.repeats}")
+        for density in self.densities:
+            _require(0 <= density < 1, f"density must be in [0, 1), got {density}")
+        if self.image is not None:
+            _require(min(self.image) >= 1, f"image must be channels, height and width, each ≥ 1, got {self.image}")
+        self._check_kind()
+
+    def _check_kind(self) -> None:
+        _require(
+            bool(self.densities) == bool(self.masks),
+            f"density and mask go together: the synthetic mode needs both, got density={list(self.densities)} and "
+            f"mask={list(self.masks)}",
+        )
+        if self.kind == "synthetic":
+            _require(len(self.models) == 1, f"with density, one architecture is timed, got {len(self.models)} models")
+            _require(
+                self.data is None and self.dense is None,
+                "with density, weights and images are synthetic: drop data and dense, or drop density and mask",
+            )
+            return
+        _require(self.image is None, "image is for the synthetic mode: a trained model or a plan knows its own")
+        if self.kind == "plan":
+            _require(len(self.models) == 1, f"a plan is timed by itself, got {len(self.models)} models")
+            _require(
+                self.dense is None, "a plan is timed by itself: it holds no dense weights; name the model with dense"
+            )
+
+    @property
+    def kind(self) -> Kind:
+        """What `models` holds."""
+        if self.densities:
+            return "synthetic"
+        return "plan" if any(model.endswith(PLAN_SUFFIX) for model in self.models) else "trained"
+
+    def wants(self, rival: str) -> bool:
+        """Whether a rival, or a family of them, is asked for."""
+        return self.kind != "plan" and ("all" in self.against or rival in self.against)
+
+    def command(self) -> str:
+        """What to type to ask for the same."""
+        words = ["headgate", "bench", *self.models]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in OPTIONS and value != field.default:
+                words += [OPTIONS[field.name], *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+        return shlex.join(words)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        given: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in values.items()}
+        return cls(**given)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)

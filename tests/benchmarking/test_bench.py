@@ -1,0 +1,255 @@
+"""`headgate bench` from end to end on the smallest network, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import headgate as hg
+from headgate import cli
+from headgate.benchmarking import Request
+from headgate.benchmarking import run as runs
+from headgate.benchmarking import work as works
+from headgate.benchmarking.libraries.library import Absent, Images, Library, Runner, Work
+from headgate.errors import BenchmarkError, ConfigError
+from headgate.models import create
+
+SYNTHETIC = Request(
+    models=("digits-cnn",),
+    densities=(0.2,),
+    masks=("iid", "group"),
+    groups=4,
+    batches=(2,),
+    threads=("one",),
+    repeats=2,
+)
+QUICK = ["--batches", "1", "--threads", "one", "--repeats", "2"]
+
+
+def bench(request: Request, folder: Path) -> works.Bench:
+    return works.Bench(request, 1, folder, lambda *_: None)
+
+
+def with_against(request: Request, *against: str) -> Request:
+    return Request.from_dict(request.to_dict() | {"against": against})
+
+
+def computing(name: str, change: Any) -> Library:
+    """A library that runs the network in torch and changes its output."""
+
+    def build(work: Work) -> Runner:
+        def run(images: Images) -> Images:
+            with torch.no_grad():
+                output: Images = change(work.module(torch.from_numpy(images)).numpy())
+                return output
+
+        return run
+
+    return Library(name=name, title=name, packages=(), build=build, runs=("dense", "pruned"))
+
+
+def test_everything_in_one_child(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["bench", "digits-cnn", "--density", "0.2", "--mask", "clustered", "--groups", "4", *QUICK]
+    against = ["--against", "torch", "torch-channels-last", "grouped", "thinner"]
+    assert cli.main([*arguments, *against, "--out", str(tmp_path / "result")]) == 0
+    shown = capsys.readouterr().out
+    for word in ("PyTorch", "grouped, G =", "thinner,", "clustered, 20 %", "of theory", "gated layers"):
+        assert word in shown
+    stored = json.loads((tmp_path / "result.json").read_text("utf-8"))
+    assert (tmp_path / "result.png").exists()
+    (findings,) = stored["findings"]
+    (setting,) = findings["settings"]
+    assert {timed["kind"] for timed in setting["timed"]} == {"dense", "pruned", "gated"}
+    assert all(0 < timed["ms"]["q1"] <= timed["ms"]["median"] <= timed["ms"]["q3"] for timed in setting["timed"])
+    assert findings["call"]["overhead_us"]["median"] > 0
+    assert findings["gated"][0]["density"]["features.3"] == pytest.approx(0.2, abs=0.03)
+    request = Request.from_dict(stored["request"])
+    assert stored["command"] == request.command()
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_plan_is_timed_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = tmp_path / "m.hgplan"
+    hg.export(create("digits-cnn").eval(), plan, example_input=torch.zeros(1, 1, 8, 8))
+    np.save(tmp_path / "x.npy", np.zeros((3, 1, 8, 8), np.float32))
+    assert cli.main(["bench", str(plan), "--data", str(tmp_path / "x.npy"), *QUICK]) == 0
+    assert "a plan holds no dense weights" in " ".join(capsys.readouterr().out.split())
+    np.save(tmp_path / "x.npy", np.zeros((3, 1, 8, 9), np.float32))
+    assert cli.main(["bench", str(plan), "--data", str(tmp_path / "x.npy"), *QUICK]) == 1
+    assert "data must hold images of (1, 8, 8)" in capsys.readouterr().err
+
+
+def test_trained_networks_decide_on_real_images(tmp_path: Path, cifar10: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(works, "LIBRARIES", ())
+    names = ("resnet20-cifar10-activation", "resnet20-cifar10-group")
+    request = Request(
+        models=names, data=str(cifar10), dense="resnet20-cifar10-dense", batches=(1,), threads=("one",), repeats=2
+    )
+    findings = bench(with_against(request, "grouped"), tmp_path).findings()
+    assert [gated.name for gated in findings.gated] == [*names]
+    for gated in findings.gated:
+        assert 2 < gated.dense_macs / gated.executed_macs < 4
+        assert gated.after_open is not None
+    (setting,) = findings.settings
+    assert [timed.kind for timed in setting.timed].count("dense") == 1
+    for table in setting.layers:
+        assert all(layer.dense_ms is not None for layer in table.gated)
+    assert findings.network == "resnet20-cifar10-dense"
+
+
+def test_a_rival_that_computes_something_else_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for change, message in (
+        (lambda y: 1.01 * y, "must compute what torch does"),
+        (lambda y: y * np.nan, "must compute what torch does"),
+        (lambda y: y[:, :3], "must give an output of"),
+    ):
+        monkeypatch.setattr(works, "LIBRARIES", (computing("torch", change),))
+        with pytest.raises(BenchmarkError, match=message):
+            bench(with_against(SYNTHETIC, "torch"), tmp_path).findings()
+
+
+def test_a_rival_that_cannot_run_is_absent_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(work: Work) -> Runner:
+        raise Absent("no such operator")
+
+    def fail(work: Work) -> Runner:
+        raise RuntimeError("broken\nat length")
+
+    def build(work: Work) -> Runner:
+        raise AssertionError("must not be tried")
+
+    libraries = (
+        Library(name="torch", title="A", packages=(), build=refuse),
+        Library(name="onnxruntime", title="B", packages=(), build=fail),
+        Library(name="openvino", title="C", packages=("json", "no_such_package"), build=build),
+        Library(name="ncnn", title="D", packages=(), build=build, unholdable="it chooses by itself"),
+        computing("torch-compile", lambda y: y),
+    )
+    monkeypatch.setattr(works, "LIBRARIES", libraries)
+    names = [library.name for library in libraries]
+    findings = bench(Request.from_dict(SYNTHETIC.to_dict() | {"against": names, "held": "avx2"}), tmp_path).findings()
+    assert findings.absent == {
+        "A, dense, float32": "no such operator",
+        "B, dense, float32": "RuntimeError: broken",
+        "C": "no_such_package not installed; pip install no_such_package",
+        "D": "cannot be held to avx2: it chooses by itself",
+    }
+    (setting,) = findings.settings
+    assert [timed.name for timed in setting.timed] == ["torch-compile", "headgate", "headgate", "headgate"]
+    assert setting.best == setting.timed[0]
+
+
+def test_an_engine_that_decides_otherwise_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from headgate.benchmarking import subject
+
+    observe = subject.observe_decisions
+
+    def other(model: nn.Module, images: torch.Tensor) -> Any:
+        return {
+            name: decided._replace(density=decided.density + 0.1) for name, decided in observe(model, images).items()
+        }
+
+    monkeypatch.setattr(subject, "observe_decisions", other)
+    with pytest.raises(BenchmarkError, match="the engine opens"):
+        bench(with_against(SYNTHETIC), tmp_path).findings()
+
+
+def test_held_to_an_instruction_set() -> None:
+    record = runs.benchmark(Request.from_dict(with_against(SYNTHETIC, "torch").to_dict() | {"held": "avx2"}))
+    assert record.findings[0].isa == "avx2"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["digits-cnn"], "model must be a run's folder"),
+        (["digits-cnn", "--density", "0.1"], "density and mask go together"),
+        (["digits-cnn", "--density", "1.5", "--mask", "iid"], "density must be in [0, 1)"),
+        (["digits-cnnn", "--density", "0.1", "--mask", "iid", "--groups", "4"], "did you mean"),
+        (["digits-cnn", "--density", "0.1", "--mask", "iid", "--data", "x"], "drop data and dense"),
+        (["digits-cnn", "digits-cnn", "--density", "0.1", "--mask", "iid"], "one architecture is timed, got 2"),
+        (["digits-cnn", "--density", "0.1", "--mask", "iid", "--groups", "999"], "groups must not exceed"),
+        (["a.hgplan", "b.hgplan"], "a plan is timed by itself, got 2"),
+        (["a.hgplan", "--dense", "resnet20-cifar10-dense"], "it holds no dense weights"),
+        (["a.hgplan"], "a.hgplan"),
+        (["resnet20-cifar10-dense"], "data must be given"),
+        (["resnet20-cifar10-dense", "--image", "3", "32", "32"], "image is for the synthetic mode"),
+        (["resnet20-cifar10-dense", "--data", "/no/such/folder"], "/no/such/folder"),
+        (["resnet20-cifar10-dense", "--against", "tflite"], "against must be of all, torch"),
+        (["resnet20-cifar10-dense", "--repeats", "1"], "repeats must be in [2"),
+        (["resnet20-cifar10-dense", "--batches", "0"], "batches must be in [1"),
+        (["a.hgplan", "--out", "/no/such/folder/x"], "out must be in a folder that exists"),
+    ],
+)
+def test_errors_of_use(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["bench", *arguments]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ")
+    assert message in " ".join(shown.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_child_that_dies_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs.sys, "executable", "/bin/false")
+    with pytest.raises(BenchmarkError, match="died with exit code 1: it said nothing"):
+        runs.benchmark(SYNTHETIC)
+
+
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_a_signal_ends_the_child_and_leaves_nothing(number: signal.Signals, said: str, tmp_path: Path) -> None:
+    arguments = ["digits-cnn", "--density", "0.2", "--mask", "iid", "--groups", "4", "--against", "torch"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "headgate.cli", "bench", *arguments, "--repeats", "100000", "--out", "result"],
+        cwd=tmp_path,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        children = wait_for_children(process.pid)
+        time.sleep(1.0)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert errors.strip() == said
+    assert not list(tmp_path.iterdir())
+    assert not [child for child in children if Path(f"/proc/{child}").exists()]
+
+
+def wait_for_children(parent: int) -> list[int]:
+    children = Path(f"/proc/{parent}/task/{parent}/children")
+    for _ in range(600):
+        found = [int(child) for child in children.read_text().split()]
+        if found:
+            return found
+        time.sleep(0.1)
+    raise AssertionError("no child process was started")
+
+
+def test_a_request_says_how_to_ask_for_it_again() -> None:
+    request = Request(models=("a b",), data="x", batches=(4,), threads=("all",), held="avx2")
+    assert request.command() == "headgate bench 'a b' --data x --batches 4 --threads all --isa avx2"
+    assert Request.from_dict(json.loads(json.dumps(request.to_dict()))) == request
+    with pytest.raises(ConfigError, match="models must name at least one"):
+        Request(models=())
