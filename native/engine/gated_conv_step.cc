@@ -32,7 +32,7 @@ class GatedConvStep : public Step {
         padded_(padded_channels(channels_)),
         pixels_(std::int64_t{plan.values[op.output].height} * plan.values[op.output].width),
         base_weights_(kernels.conv.packed_size(shape_)),
-        conditional_weights_(conditional_.packed_size(shape_)),
+        conditional_weights_(conditional_.packed_size(shape_, gating_.decisions)),
         score_scale_(per_channel(gating_.score_scale, channels_)),
         score_bias_(per_channel(gating_.score_bias, channels_)),
         partial_scale_(per_channel(gating_.partial_scale, channels_)),
@@ -43,7 +43,7 @@ class GatedConvStep : public Step {
         threshold_(padded_),
         clamp_(clamp_of(op.activation)) {
     kernels.conv.pack(shape_, base_weight().data(), base_weights_.data());
-    conditional_.pack(shape_, op.weight.data, conditional_weights_.data());
+    conditional_.pack(shape_, gating_.decisions, op.weight.data, conditional_weights_.data());
     for (int c = 0; c < channels_; ++c) threshold_.data()[c] = gating_.threshold.data[c / group_size()];
     const std::int64_t averaged = gating_.granularity == Granularity::channel ? pixels_ : group_size();
     for (int c = 0; gating_.granularity != Granularity::activation && c < channels_; ++c) {

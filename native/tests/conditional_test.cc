@@ -109,8 +109,8 @@ Part everything(const Problem& p) { return {0, p.images, 0, p.height, 0, p.shape
 std::vector<float> run(Problem& p, const ConditionalKernels& k, const Masks& masks, const std::vector<Part>& parts) {
   Framed output(p.images, p.shape.out_channels, p.height, p.width, 2, 0.0f);
   std::copy_n(p.before.begin(), p.before.size(), output.begin());
-  Aligned packed(k.packed_size(p.shape), poison());
-  k.pack(p.shape, p.weight.data(), packed.data());
+  Aligned packed(k.packed_size(p.shape, p.decisions), poison());
+  k.pack(p.shape, p.decisions, p.weight.data(), packed.data());
   const std::int64_t scratch_floats = k.scratch_bytes(p.shape, p.input.map(), output.map()) / sizeof(float);
   for (const Part& part : parts) {
     Aligned scratch(scratch_floats + kLanes, poison());
