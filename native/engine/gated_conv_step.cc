@@ -272,9 +272,7 @@ class GatedConvStep : public Step {
   }
 
   std::int64_t open_decisions(const RunContext& context) const {
-    std::int64_t open = 0;
-    const std::int64_t count = context.images * pixels_ * words();
-    for (std::int64_t i = 0; i < count; ++i) open += std::popcount(context.masks[i]);
+    const std::int64_t open = kernels_.decide.count(context.masks, context.images * pixels_ * words());
     return open / (gating_.granularity == Granularity::channel ? pixels_ : group_size());
   }
 
