@@ -16,10 +16,12 @@ struct GroupLayout {
   int vectors;           // per group
 };
 
-// Small groups take two vectors rather than one, as inputs that are spread over a vector should serve more than one.
+// Small groups take two vectors rather than one: an input that is spread over a vector should serve more than one. Only
+// AVX-512 multiplies by a single spread input without an instruction for it.
 [[gnu::always_inline]] constexpr GroupLayout group_layout(int out_channels, int decisions, int width) {
   GroupLayout l{decisions, out_channels / decisions, 1, 0, 0};
-  while (l.size < width ? 2 * l.channels < l.size : l.channels < width) l.channels *= 2;
+  const bool two = l.size < width || (l.size == width && width < 16);
+  while (two ? 2 * l.channels < l.size : l.channels < width) l.channels *= 2;
   l.inputs = width / l.channels;
   l.vectors = (l.size + l.channels - 1) / l.channels;
   return l;
