@@ -7,9 +7,9 @@
 
 namespace headgate {
 
-// Output channels that share a decision are computed together, as outer products of open pixels and channels. A vector of
-// weights holds `channels` channels; where these are fewer than its lanes, each has `inputs` lanes, of adjacent inputs.
-// So many inputs are a unit. A group's units are those with an input outside the base block of one of its channels.
+// Output channels that share a decision are computed together, as outer products of open pixels and channels. A vector
+// of weights holds `channels` channels; where these are fewer than its lanes, each has `inputs` lanes, of adjacent
+// inputs. So many inputs are a unit. A group's units are those with an input outside the base block of one of its channels.
 struct GroupLayout {
   int groups, size;      // output channels per group
   int channels, inputs;  // of a vector
