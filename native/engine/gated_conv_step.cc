@@ -35,7 +35,7 @@ class GatedConvStep : public GatedStep {
         padded_(padded_channels(channels_)),
         pixels_(std::int64_t{plan.values[op.output].height} * plan.values[op.output].width),
         base_weights_(kernels.conv.packed_size(shape_)),
-        conditional_weights_(conditional_.packed_size(shape_)),
+        conditional_weights_(conditional_.packed_size(shape_, gating_.decisions)),
         score_scale_(per_channel(gating_.score_scale, channels_)),
         score_bias_(per_channel(gating_.score_bias, channels_)),
         partial_scale_(per_channel(gating_.partial_scale, channels_)),
@@ -46,7 +46,7 @@ class GatedConvStep : public GatedStep {
         threshold_(padded_),
         clamp_(clamp_of(op.activation)) {
     kernels.conv.pack(shape_, base_weight().data(), base_weights_.data());
-    conditional_.pack(shape_, op.weight.data, conditional_weights_.data());
+    conditional_.pack(shape_, gating_.decisions, op.weight.data, conditional_weights_.data());
     for (int c = 0; c < channels_; ++c) threshold_.data()[c] = gating_.threshold.data[c / group_size()];
     const std::int64_t averaged = gating_.granularity == Granularity::channel ? pixels_ : group_size();
     for (int c = 0; gating_.granularity != Granularity::activation && c < channels_; ++c) {
@@ -314,9 +314,7 @@ class GatedConvStep : public GatedStep {
   }
 
   std::int64_t open_decisions(const RunContext& context) const {
-    std::int64_t open = 0;
-    const std::int64_t count = context.images * pixels_ * words();
-    for (std::int64_t i = 0; i < count; ++i) open += std::popcount(context.masks[i]);
+    const std::int64_t open = kernels_.decide.count(context.masks, context.images * pixels_ * words());
     return open / (gating_.granularity == Granularity::channel ? pixels_ : group_size());
   }
 

@@ -106,8 +106,8 @@ Part everything(const Problem& p) { return {0, p.images, 0, p.height, 0, p.shape
 std::vector<float> run(Problem& p, const ConditionalKernels& k, const Masks& masks, const std::vector<Part>& parts) {
   Framed output(p.images, p.shape.out_channels, p.height, p.width, 2, 0.0f);
   std::copy_n(p.before.begin(), p.before.size(), output.begin());
-  Aligned packed(k.packed_size(p.shape), poison());
-  k.pack(p.shape, p.weight.data(), packed.data());
+  Aligned packed(k.packed_size(p.shape, p.decisions), poison());
+  k.pack(p.shape, p.decisions, p.weight.data(), packed.data());
   const std::int64_t scratch_floats = k.scratch_bytes(p.shape, p.input.map(), output.map()) / sizeof(float);
   for (const Part& part : parts) {
     Aligned scratch(scratch_floats + kLanes, poison());
@@ -172,6 +172,7 @@ TEST(sizes_around_the_tile) {
   for (int width : {1, 7, 31, 63, 64, 65}) check_all(shape_of(32, 16, 2, Lists::contiguous), 1, 1, width, 2);
   for (int height : {31, 64, 65}) check_all(shape_of(32, 16, 2, Lists::contiguous), 1, height, 1, 2);
   check_all(shape_of(24, 24, 4, Lists::contiguous), 1, 11, 23, 4);
+  check_all(shape_of(16, 16, 4, Lists::contiguous), 2, 25, 23, 4);  // more pixels than group gates take at once
 }
 
 TEST(batches) {
@@ -292,6 +293,18 @@ TEST(nan_stays_nan_and_infinities_are_clamped) {
       CHECK(!std::isnan(at(2, 2, 4)));
       CHECK(std::isnan(at(1, 1, 0)) && std::isnan(at(0, 0, 15)));
     }
+  }
+}
+
+// The other path's inputs have no weight here, not one of zero, which an infinity would turn into NaN.
+TEST(group_gates_do_not_read_the_base_block) {
+  Problem p(first_inputs(32, 16, 8), 1, 5, 5, 2);
+  const Masks masks = p.masks(1.0);
+  for (Isa isa : isas()) {
+    p.input.at(0, 2, 2)[7] = 1.0f;
+    const std::vector<float> without = run(p, kernels(isa, true), masks, {everything(p)});
+    p.input.at(0, 2, 2)[7] = kInfinity;
+    CHECK(same(without, run(p, kernels(isa, true), masks, {everything(p)})));
   }
 }
 

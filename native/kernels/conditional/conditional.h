@@ -26,8 +26,10 @@ struct ConditionalArgs {
 };
 
 struct ConditionalKernels {
-  std::int64_t (*packed_size)(const ConvShape&);
-  void (*pack)(const ConvShape&, const float* weight, float* packed);  // `weight` is torch's full [out, in, kh, kw]
+  // Size in floats of packed weights, and the packing. `decisions` as in ConditionalArgs; `weight` is torch's full
+  // [out, in, kh, kw].
+  std::int64_t (*packed_size)(const ConvShape&, int decisions);
+  void (*pack)(const ConvShape&, int decisions, const float* weight, float* packed);
   std::int64_t (*scratch_bytes)(const ConvShape&, const Map& input, const Map& output);
   void (*run)(const ConditionalArgs&);
 };

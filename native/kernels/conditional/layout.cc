@@ -57,51 +57,45 @@ Tiling tiling(const ConvShape& shape, const Map& output) {
   return t;
 }
 
-std::int64_t packed_header(const ConvShape& shape, int interleave) {
-  return round_up(std::int64_t{plane_blocks(shape).count} * parts(shape.out_channels, interleave), kLanes);
+std::int64_t packed_header(const ConvShape& shape) {
+  return round_up(std::int64_t{plane_blocks(shape).count} * shape.out_channels, kLanes);
 }
 
-std::int64_t packed_size(const ConvShape& shape, int interleave) {
+std::int64_t packed_size(const ConvShape& shape) {
   const PlaneBlocks blocks = plane_blocks(shape);
-  return packed_header(shape, interleave) +
-         round_up(shape.out_channels, interleave) * blocks.planes * blocks.taps * kLanes;
+  return packed_header(shape) + std::int64_t{shape.out_channels} * blocks.planes * blocks.taps * kLanes;
 }
 
-void pack(const ConvShape& shape, int interleave, const float* weight, float* packed) {
+void pack(const ConvShape& shape, const float* weight, float* packed) {
   const PlaneBlocks blocks = plane_blocks(shape);
-  std::fill_n(packed, packed_size(shape, interleave), 0.0f);
+  std::fill_n(packed, packed_size(shape), 0.0f);
   // Whether an input is in the base block of an output.
-  std::vector<char> in_base(std::size_t{1} * shape.blocks * blocks.planes * kLanes);
+  const std::int64_t row_size = std::int64_t{blocks.planes} * kLanes;
+  std::vector<char> in_base(shape.blocks * row_size);
   for (int j = 0; j < shape.blocks; ++j) {
-    char* const row = &in_base[std::size_t{1} * j * blocks.planes * kLanes];
+    char* const row = &in_base[j * row_size];
     for (int i = 0; i < shape.inputs_per_block; ++i) row[shape.inputs[j * shape.inputs_per_block + i]] = 1;
-    std::fill(row + shape.in_channels, row + blocks.planes * kLanes, 1);
+    std::fill(row + shape.in_channels, row + row_size, 1);
   }
-  const auto base_row = [&](int c) {
-    return &in_base[std::int64_t{c} * shape.blocks / shape.out_channels * blocks.planes * kLanes];
-  };
 
-  const int pieces = parts(shape.out_channels, interleave);
-  float* to = packed + packed_header(shape, interleave);
+  float* to = packed + packed_header(shape);
   for (int b = 0; b < blocks.count; ++b) {
     const int planes = std::min(blocks.size, blocks.planes - b * blocks.size);
-    for (int piece = 0; piece < pieces; ++piece, to += std::int64_t{planes} * blocks.taps * interleave * kLanes) {
-      const int first = piece * interleave, last = std::min(first + interleave, shape.out_channels);
+    for (int c = 0; c < shape.out_channels; ++c, to += std::int64_t{planes} * blocks.taps * kLanes) {
+      const char* const row = &in_base[std::int64_t{c} * shape.blocks / shape.out_channels * row_size];
       std::uint32_t used = 0;
       float* plane_to = to;
       for (int p = 0; p < planes; ++p) {
         const int input = (b * blocks.size + p) * kLanes;
-        for (int c = first; c < last; ++c) {
-          for (int l = 0; l < kLanes; ++l) {
-            if (base_row(c)[input + l]) continue;
-            used |= 1u << p;
-            const float* from = weight + (std::int64_t{c} * shape.in_channels + input + l) * blocks.taps;
-            for (int t = 0; t < blocks.taps; ++t) plane_to[(t * interleave + c - first) * kLanes + l] = from[t];
-          }
+        for (int l = 0; l < kLanes; ++l) {
+          if (row[input + l]) continue;
+          used |= 1u << p;
+          const float* from = weight + (std::int64_t{c} * shape.in_channels + input + l) * blocks.taps;
+          for (int t = 0; t < blocks.taps; ++t) plane_to[t * kLanes + l] = from[t];
         }
-        if (used >> p & 1) plane_to += blocks.taps * interleave * kLanes;
+        if (used >> p & 1) plane_to += blocks.taps * kLanes;
       }
-      std::memcpy(packed + std::int64_t{b} * pieces + piece, &used, sizeof used);
+      std::memcpy(packed + std::int64_t{b} * shape.out_channels + c, &used, sizeof used);
     }
   }
 }

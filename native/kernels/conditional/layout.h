@@ -1,5 +1,5 @@
-// How the conditional path cuts its work: blocks of input channels, tiles of output pixels, and the packed weights.
-// The same for every instruction set.
+// How the conditional path of activation granularity cuts its work: blocks of input channels, tiles of output pixels, and
+// the packed weights. The same for every instruction set.
 #pragma once
 
 #include <cstdint>
@@ -38,13 +38,11 @@ struct Tiling {
 
 Tiling tiling(const ConvShape& shape, const Map& output);
 
-// Packed weights, in pieces of `interleave` output channels: first, for every block and piece, a word whose bit p says
-// that plane p of the block has inputs outside the base block of some channel of the piece. Then, for every block and
-// piece, [plane][tap][channel][kLanes], the planes with their bit before the others, which are not read.
-constexpr int kGroupInterleave = 8;
-
-std::int64_t packed_header(const ConvShape& shape, int interleave);  // floats
-std::int64_t packed_size(const ConvShape& shape, int interleave);
-void pack(const ConvShape& shape, int interleave, const float* weight, float* packed);
+// Packed weights: first, for every block and output channel, a word whose bit p says that plane p of the block has
+// inputs outside the channel's base block. Then, for every block and channel, [plane][tap][kLanes], the planes with
+// their bit before the others, which are not read.
+std::int64_t packed_header(const ConvShape& shape);  // floats
+std::int64_t packed_size(const ConvShape& shape);
+void pack(const ConvShape& shape, const float* weight, float* packed);
 
 }  // namespace headgate

@@ -41,6 +41,8 @@ struct DecideKernels {
   // one in the pixel's mask; the pixel's masks lose these bits.
   void (*close)(const Map& output, const Closed& closed, std::int64_t image, const std::uint16_t* open,
                 std::uint16_t* masks);
+  // Bits that are set in `words` words.
+  std::int64_t (*count)(const std::uint16_t* masks, std::int64_t words);
 };
 
 const DecideKernels& decide_portable();
