@@ -31,6 +31,7 @@ class OperatorReader {
   void data_flow(Attributes& attributes, Op& op);
   void convolution(Attributes& attributes, Op& op);
   void gating(Attributes& attributes, Op& op);
+  void input_range(Attributes& attributes, Op& op) const;
   InputLists input_lists(Attributes& attributes, std::string_view key, int in_channels);
   void convolution_window(Attributes& attributes, Op& op) const;
   void pool(Attributes& attributes, Op& op) const;
