@@ -92,7 +92,7 @@ class Int8Packer {
           steps_of(reads.positions, shape_.kernel[1], next_tap_, spread * format_.elements);
       const std::int64_t products = static_cast<std::int64_t>(steps.size()) * vectors;
       if (spread > 1 && products >= std::int64_t{best.steps} * best.vectors) continue;
-      best = {reads.first_output, reads.outputs, spread, vectors, static_cast<int>(steps.size()), 0, 0};
+      best = {reads.first_output, reads.outputs, spread, vectors, static_cast<int>(steps.size()), 1, 0, 0};
       offsets = std::move(steps);
     }
     best.first_offset = static_cast<std::int64_t>(packed_.offsets_.size());
@@ -106,6 +106,14 @@ class Int8Packer {
   // `value(output, position, row, tap)` is the weight of an input that is read, 0 where this output does not read it.
   template <class Value>
   Int8Weights pack(Value value) {
+    for (std::size_t i = packed_.blocks_.size() - 1; i-- > 0;) {
+      Int8Block& block = packed_.blocks_[i];
+      const Int8Block& next = packed_.blocks_[i + 1];
+      // Vectors of one block must not write over sums of the next one, which may be there already.
+      const bool apart = block.vectors == 1 || block.outputs * block.spread % format_.lanes == 0;
+      const bool alike = apart && block.spread == next.spread && block.vectors == next.vectors && block.steps == next.steps;
+      if (alike) block.alike = next.alike + 1;
+    }
     packed_.weights_.reset(static_cast<std::byte*>(::operator new(bytes_ + 1, std::align_val_t{64})));
     std::memset(packed_.weights_.get(), 0, bytes_);
     for (std::size_t i = 0; i < reads_.size(); ++i) {
