@@ -17,6 +17,13 @@ namespace {
 
 // Larger batches run in pieces, so that memory does not grow with the batch.
 constexpr std::int64_t kMaxImages = 32;
+// Of plans in 8-bit integers, for each thread: their convolutions take so little time that maps must come from the cache.
+constexpr std::int64_t kMaxInt8Images = 8;
+
+std::int64_t images_at_once(const Plan& plan, int threads) {
+  const bool int8 = std::any_of(plan.ops.begin(), plan.ops.end(), [](const Op& op) { return op.int8.has_value(); });
+  return int8 ? std::min(kMaxImages, kMaxInt8Images * threads) : kMaxImages;
+}
 
 struct Counters {
   std::atomic<std::int64_t> images{0}, nanoseconds{0}, open{0};
@@ -200,8 +207,9 @@ void Engine::run(const float* input, std::int64_t images, float* output) const {
   if (images < 0) throw InputError("images must be ≥ 0, got " + std::to_string(images));
   const auto elements = [](const MapShape& s) { return std::int64_t{s.channels} * s.height * s.width; };
   const std::int64_t in = elements(input_shape()), out = elements(output_shape());
-  for (std::int64_t first = 0; first < images; first += kMaxImages) {
-    state_->run(input + first * in, std::min(kMaxImages, images - first), output + first * out);
+  const std::int64_t piece = images_at_once(state_->plan, state_->threads);
+  for (std::int64_t first = 0; first < images; first += piece) {
+    state_->run(input + first * in, std::min(piece, images - first), output + first * out);
   }
 }
 
