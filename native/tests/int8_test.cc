@@ -283,6 +283,8 @@ TEST(channels_and_groups) {
   }
 }
 
+TEST(channels_that_are_picked_one_by_one) { check(Int8Problem(shape_of(144, 16, 8, Lists::shuffled), 1, 3, 4, 8, 7)); }
+
 TEST(dense_convolutions_of_any_channels) {
   for (int in : {1, 2, 3, 4, 5, 15, 16, 17, 63, 64, 65}) {
     for (int out : {1, 2, 7, 8, 9, 15, 16, 17, 31, 33}) check(Int8Problem(shape_of(in, out, 1, Lists::contiguous), 1, 3, 4, 1, 3));
