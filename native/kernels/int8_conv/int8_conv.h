@@ -18,6 +18,7 @@ struct Int8Block {
   int spread;                 // a power of two, up to the lanes
   int vectors;                // of lanes / spread outputs each
   int steps;                  // of a kernel row; each reads `spread` words from every pixel
+  bool shared;                // three taps lie in adjacent pixels, each with the same steps: loads can serve all three
   int alike;                  // blocks from this one on that differ in their places alone
   std::int64_t first_offset;  // of a kernel row's steps
   std::int64_t weights;       // bytes to [vector][kernel row][step][lane][element]

@@ -92,9 +92,10 @@ class Int8Packer {
           steps_of(reads.positions, shape_.kernel[1], next_tap_, spread * format_.elements);
       const std::int64_t products = static_cast<std::int64_t>(steps.size()) * vectors;
       if (spread > 1 && products >= std::int64_t{best.steps} * best.vectors) continue;
-      best = {reads.first_output, reads.outputs, spread, vectors, static_cast<int>(steps.size()), 1, 0, 0};
+      best = {reads.first_output, reads.outputs, spread, vectors, static_cast<int>(steps.size()), false, 1, 0, 0};
       offsets = std::move(steps);
     }
+    best.shared = taps_are_alike(offsets);
     best.first_offset = static_cast<std::int64_t>(packed_.offsets_.size());
     best.weights = bytes_;
     packed_.offsets_.insert(packed_.offsets_.end(), offsets.begin(), offsets.end());
@@ -111,7 +112,7 @@ class Int8Packer {
       const Int8Block& next = packed_.blocks_[i + 1];
       // Vectors of one block must not write over sums of the next one, which may be there already.
       const bool apart = block.vectors == 1 || block.outputs * block.spread % format_.lanes == 0;
-      const bool alike = apart && block.spread == next.spread && block.vectors == next.vectors && block.steps == next.steps;
+      const bool alike = apart && block.shared == next.shared && block.spread == next.spread && block.vectors == next.vectors && block.steps == next.steps;
       if (alike) block.alike = next.alike + 1;
     }
     packed_.weights_.reset(static_cast<std::byte*>(::operator new(bytes_ + 1, std::align_val_t{64})));
@@ -124,6 +125,15 @@ class Int8Packer {
   }
 
  private:
+  bool taps_are_alike(const std::vector<std::int64_t>& offsets) const {
+    const std::size_t third = offsets.size() / 3;
+    if (shape_.kernel[1] != 3 || shape_.dilation[1] != 1 || shape_.stride[1] != 1 || third * 3 != offsets.size()) return false;
+    for (std::size_t i = third; i < offsets.size(); ++i) {
+      if (offsets[i] != offsets[i - third] + next_tap_) return false;
+    }
+    return true;
+  }
+
   std::int64_t vector_bytes() const { return std::int64_t{format_.lanes} * 4; }
 
   template <class Value>
