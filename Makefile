@@ -31,7 +31,7 @@ sanitize: ## native tests under AddressSanitizer and UndefinedBehaviorSanitizer,
 	cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DHEADGATE_NATIVE_TESTS=ON \
 	  -DHEADGATE_SANITIZE=address,undefined
 	cmake --build build/sanitize -j $(or $(strip $(JOBS)),1)
-	@for name in safetensors_test plan_test conv_test depthwise_test conditional_test plan_fuzz; do \
+	@for name in safetensors_test plan_test conv_test depthwise_test conditional_test int8_test plan_fuzz; do \
 	  echo "== $$name"; build/sanitize/native/tests/$$name || exit 1; \
 	done
 

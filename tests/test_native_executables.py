@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent.parent / "build"
-TESTS = ("safetensors_test", "plan_test", "conv_test", "depthwise_test", "conditional_test")
+TESTS = ("safetensors_test", "plan_test", "conv_test", "depthwise_test", "conditional_test", "int8_test")
 FUZZED = 5_000
 """Inputs for the plan loader here; `make sanitize` mutates 120,000 under sanitizers."""
 

@@ -17,7 +17,8 @@ namespace {
 
 // Larger batches run in pieces, so that memory does not grow with the batch.
 constexpr std::int64_t kMaxImages = 32;
-// Of plans in 8-bit integers, for each thread: their convolutions take so little time that maps must come from the cache.
+// Of plans in 8-bit integers, for each thread: their convolutions take so little time that maps must come from the
+// cache.
 constexpr std::int64_t kMaxInt8Images = 8;
 
 std::int64_t images_at_once(const Plan& plan, int threads) {

@@ -1,5 +1,5 @@
-// Convolutions in 8-bit integers, gated or not: docs/design/0003-int8.md. A few images, or rows, at a time are quantised
-// and convolved while they are in the cache; the output is float32 as every value is.
+// Convolutions in 8-bit integers, gated or not: docs/design/0003-int8.md. A few images, or rows, at a time are
+// quantised and convolved while they are in the cache; the output is float32 as every value is.
 #include <algorithm>
 #include <bit>
 #include <limits>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -42,7 +43,8 @@ struct Int8Problem {
       : shape(s), images(images_), height(height_), width(width_), out_height(out_size(s, 0, height_)),
         out_width(out_size(s, 1, width_)), decisions(decisions_), zero(zero_), inverse_scale(40.0f),
         weight(std::size_t{1} * s.out_channels * s.in_channels * s.kernel[0] * s.kernel[1]),
-        input(images_, s.in_channels, height_, width_, 1, 0.0f), residual(images_, s.out_channels, out_height, out_width, 0, 0.0f) {
+        input(images_, s.in_channels, height_, width_, 1, 0.0f),
+        residual(images_, s.out_channels, out_height, out_width, 0, 0.0f) {
     std::mt19937 random(s.in_channels * 31 + s.out_channels + zero_);
     std::normal_distribution<float> normal;
     for (std::int8_t& w : weight) w = static_cast<std::int8_t>(static_cast<int>(random() % 255) - 127);
@@ -61,6 +63,11 @@ struct Int8Problem {
   }
 
   int words() const { return padded_channels(shape.out_channels) / kLanes; }
+  // Of a pixel of the output: image, y, x.
+  std::array<int, 3> place(std::int64_t pixel) const {
+    return {static_cast<int>(pixel / (out_height * out_width)), static_cast<int>(pixel / out_width % out_height),
+            static_cast<int>(pixel % out_width)};
+  }
   std::int64_t pixels() const { return std::int64_t{images} * out_height * out_width; }
   int block_of(int output) const { return output / (shape.out_channels / shape.blocks); }
   bool in_base(int output, int channel) const {
@@ -88,9 +95,12 @@ struct Int8Problem {
 
   Int8Ending ending(Int8Epilogue kind, bool with_residual, bool two_sided, std::uint16_t* masks) const {
     Int8Ending e{kind, {}, constants[5].data(), shape.out_channels / decisions};
-    e.common = {Epilogue::plain,      constants[0].data(), constants[1].data(), constants[2].data(), constants[3].data(),
-                constants[4].data(), two_sided,           0.75f,               -0.5f,               2.0f,
-                with_residual ? &residual.map() : nullptr, masks};
+    e.common.scale = constants[0].data(), e.common.bias = constants[1].data();
+    e.common.score_scale = constants[2].data(), e.common.score_bias = constants[3].data();
+    e.common.threshold = constants[4].data();
+    e.common.two_sided = two_sided, e.common.center = 0.75f, e.common.low = -0.5f, e.common.high = 2.0f;
+    e.common.residual = with_residual ? &residual.map() : nullptr;
+    e.common.masks = masks;
     return e;
   }
 };
@@ -106,7 +116,8 @@ struct Int8Input {
       : map(geometry(p, order, first_image, last_image, first_row, last_row)),
         memory(map.image_stride * (last_image - first_image) * kernels.quantise.format.element_bytes() + kInt8Slack) {
     map.data = memory.data();
-    kernels.quantise.run({p.input.map(), map, order.identity ? nullptr : order.channel_at.data(), p.inverse_scale, p.zero});
+    const std::int32_t* channel_at = order.identity ? nullptr : order.channel_at.data();
+    kernels.quantise.run({p.input.map(), map, channel_at, p.inverse_scale, p.zero});
   }
 
   static Int8Map geometry(const Int8Problem& p, const Int8Order& order, int first_image, int last_image, int first_row,

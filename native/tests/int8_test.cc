@@ -53,8 +53,7 @@ struct Expected {
   std::vector<bool> open;
 };
 
-float ended(const Int8Problem& p, const float* scale, const float* bias, float sum, const float* residual, int c) {
-  static_cast<void>(p);
+float ended(const float* scale, const float* bias, float sum, const float* residual, int c) {
   float y = sum * scale[c];
   y = y + bias[c];
   if (residual != nullptr) y = y + residual[c];
@@ -79,7 +78,7 @@ Expected expected(const Int8Problem& p, const Int8Ending& e) {
   const std::vector<std::int64_t> sums = p.sums(true);
   const int channels = p.shape.out_channels, size = channels / p.decisions;
   for (std::int64_t pixel = 0; pixel < p.pixels(); ++pixel) {
-    const int image = pixel / (p.out_height * p.out_width), y = pixel / p.out_width % p.out_height, x = pixel % p.out_width;
+    const auto [image, y, x] = p.place(pixel);
     const float* residual = e.common.residual == nullptr ? nullptr : pixel_at(*e.common.residual, image, y, x);
     std::vector<float> sum(channels), score(channels);
     for (int c = 0; c < channels; ++c) {
@@ -96,7 +95,7 @@ Expected expected(const Int8Problem& p, const Int8Ending& e) {
         const auto first = score.begin() + c / size * size;
         open = group_sum({first, first + size}) * e.gain[c] > e.common.threshold[c];
       }
-      result.output.push_back(open ? sum[c] : ended(p, e.common.scale, e.common.bias, sum[c], residual, c));
+      result.output.push_back(open ? sum[c] : ended(e.common.scale, e.common.bias, sum[c], residual, c));
       result.open.push_back(open);
     }
   }
@@ -108,7 +107,8 @@ struct Result {
   std::vector<std::uint16_t> masks;
 
   explicit Result(const Int8Problem& p)
-      : output(p.images, p.shape.out_channels, p.out_height, p.out_width, 1, poison()), masks(p.pixels() * p.words(), 0xbeef) {}
+      : output(p.images, p.shape.out_channels, p.out_height, p.out_width, 1, poison()),
+        masks(p.pixels() * p.words(), 0xbeef) {}
 };
 
 // Image ranges and row ranges, as the engine cuts them.
@@ -155,7 +155,7 @@ std::int64_t outputs = 0, opened = 0;
 std::string difference(const Int8Problem& p, const Expected& expected, bool masked, Result& result) {
   std::int64_t written = 0;
   for (std::int64_t pixel = 0; pixel < p.pixels(); ++pixel) {
-    const int image = pixel / (p.out_height * p.out_width), y = pixel / p.out_width % p.out_height, x = pixel % p.out_width;
+    const auto [image, y, x] = p.place(pixel);
     const float* out = result.output.at(image, y, x);
     for (int c = 0; c < p.words() * kLanes; ++c, ++written) {
       const bool real = c < p.shape.out_channels;
@@ -165,7 +165,9 @@ std::string difference(const Int8Problem& p, const Expected& expected, bool mask
       const std::string where = " of image " + std::to_string(image) + " y " + std::to_string(y) + " x " +
                                 std::to_string(x) + " channel " + std::to_string(c);
       if (masked && bit != open) return "decision" + where;
-      if (!same_bits(out[c], value)) return "output" + where + " is " + std::to_string(out[c]) + ", not " + std::to_string(value);
+      if (!same_bits(out[c], value)) {
+        return "output" + where + " is " + std::to_string(out[c]) + ", not " + std::to_string(value);
+      }
       ++outputs, opened += masked && open;
     }
   }
@@ -194,11 +196,11 @@ void check(const Int8Problem& p) {
         const std::int64_t pixel = static_cast<std::int64_t>(i) / channels;
         const float* residual = nullptr;
         if (v.residual) {
-          residual = pixel_at(p.residual.map(), pixel / (p.out_height * p.out_width), pixel / p.out_width % p.out_height,
-                              pixel % p.out_width);
+          const auto [image, y, x] = p.place(pixel);
+          residual = pixel_at(p.residual.map(), image, y, x);
         }
         const float sum = base.output[i] + static_cast<float>(rest[i]);
-        final.output[i] = ended(p, p.constants[6].data(), p.constants[7].data(), sum, residual, c);
+        final.output[i] = ended(p.constants[6].data(), p.constants[7].data(), sum, residual, c);
       }
     }
     for (const Named& isa : all_kernels()) {
@@ -210,8 +212,9 @@ void check(const Int8Problem& p) {
           const std::string problem = difference(p, conditional ? final : base, masked, result);
           if (problem.empty()) continue;
           const ConvShape& s = p.shape;
-          std::printf("%s, epilogue %d, conditional %d, %d parts: in %d out %d blocks %d decisions %d kernel %dx%d stride %dx%d: %s\n",
-                      isa.name.c_str(), static_cast<int>(v.kind), conditional, static_cast<int>(parts.size()), s.in_channels,
+          std::printf("%s, epilogue %d, conditional %d, %zu parts: in %d out %d blocks %d decisions %d kernel %dx%d "
+                      "stride %dx%d: %s\n",
+                      isa.name.c_str(), static_cast<int>(v.kind), conditional, parts.size(), s.in_channels,
                       s.out_channels, s.blocks, p.decisions, s.kernel[0], s.kernel[1], s.stride[0], s.stride[1],
                       problem.c_str());
           CHECK(problem.empty());
@@ -229,8 +232,9 @@ TEST(quantised_maps) {
         Int8Problem p(shape_of(20, 20, 4, lists, 3, 3, 1, 1, 1, 2), 2, 4, 5, 4, zero);
         p.inverse_scale = 1.0f;
         const float infinity = std::numeric_limits<float>::infinity();
-        const float special[] = {0.5f, 1.5f, 2.5f, -0.5f, -1.5f, 0.49999997f, 254.5f, 255.5f, 300.0f, -300.0f, 1e30f, -1e30f,
-                                 infinity, -infinity, std::numeric_limits<float>::quiet_NaN(), 1e-40f, -0.0f};
+        const float special[] = {0.5f,   1.5f,    2.5f,  -0.5f,  -1.5f,    0.49999997f, 254.5f, 255.5f, 300.0f,
+                                 -300.0f, 1e30f, -1e30f, infinity, -infinity, 1e-40f, -0.0f,
+                                 std::numeric_limits<float>::quiet_NaN()};
         for (int i = 0; i < 17; ++i) p.input.at(1, 2, 3)[i] = special[i];
         const std::vector<int> reference = quantise_reference(p.input.map(), 2, 1.0f, zero);
         const Int8Order order = int8_order(p.shape, true);
@@ -242,8 +246,9 @@ TEST(quantised_maps) {
           for (int row = -1; row < 5; ++row) {
             for (int x = -2; x < 7; ++x) {
               for (int position = 0; position < 20; ++position) {
-                const std::int64_t at = image * input.map.image_stride + (row - input.map.first_row) * input.map.row_stride +
-                                        (x + 2) * input.map.pixel_stride + position;
+                const Int8Map& map = input.map;
+                const std::int64_t at = image * map.image_stride + (row - map.first_row) * map.row_stride +
+                                        (x + 2) * map.pixel_stride + position;
                 std::int16_t wide;
                 std::memcpy(&wide, input.map.data + (biased ? at : 2 * at), 2);
                 const int got = biased ? static_cast<int>(input.map.data[at]) - zero : wide;
@@ -283,11 +288,15 @@ TEST(channels_and_groups) {
   }
 }
 
-TEST(channels_that_are_picked_one_by_one) { check(Int8Problem(shape_of(144, 16, 8, Lists::shuffled), 1, 3, 4, 8, 7)); }
+TEST(channels_that_are_picked_one_by_one) {
+  check(Int8Problem(shape_of(144, 16, 8, Lists::shuffled), 1, 3, 4, 8, 7));
+}
 
 TEST(dense_convolutions_of_any_channels) {
   for (int in : {1, 2, 3, 4, 5, 15, 16, 17, 63, 64, 65}) {
-    for (int out : {1, 2, 7, 8, 9, 15, 16, 17, 31, 33}) check(Int8Problem(shape_of(in, out, 1, Lists::contiguous), 1, 3, 4, 1, 3));
+    for (int out : {1, 2, 7, 8, 9, 15, 16, 17, 31, 33}) {
+      check(Int8Problem(shape_of(in, out, 1, Lists::contiguous), 1, 3, 4, 1, 3));
+    }
   }
 }
 
@@ -321,8 +330,8 @@ TEST(windows) {
                           Window{{7, 7}, {2, 2}, {3, 3}, {1, 1}}, Window{{2, 2}, {1, 1}, {1, 1}, {1, 1}}}) {
     for (Lists lists : {Lists::contiguous, Lists::shuffled}) {
       for (int blocks : {1, 4}) {
-        check(Int8Problem(shape_of(16, 20, blocks, lists, w.kernel[0], w.kernel[1], w.stride[0], w.stride[1], w.padding[0],
-                                   w.padding[1], w.dilation[0], w.dilation[1]),
+        check(Int8Problem(shape_of(16, 20, blocks, lists, w.kernel[0], w.kernel[1], w.stride[0], w.stride[1],
+                                   w.padding[0], w.padding[1], w.dilation[0], w.dilation[1]),
                           2, 11, 10, 4, 6));
       }
     }

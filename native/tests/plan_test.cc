@@ -193,10 +193,11 @@ TEST(eight_bit_convolutions) {
                {",\n \"input_zero\": 3", "", point + "input_zero is missing; it must be an integer in [0, 255]"}});
   const std::string every = "input_scale is accepted where every pixel decides by itself: granularity activation or "
                             "group, and channel_bound 0";
-  check_wrong(gated_convolutions(), {{"\"channel_bound\": 0.25", "\"channel_bound\": 0.25, \"input_scale\": 1, \"input_zero\": 0",
-                                      "operator 1 (gated_conv \"groups\"): " + every},
-                                     {"\"group_scale\": \"six\"", "\"group_scale\": \"six\", \"input_scale\": 1, \"input_zero\": 0",
-                                      "operator 2 (gated_conv \"channels\"): " + every}});
+  check_wrong(gated_convolutions(),
+              {{R"("channel_bound": 0.25)", R"("channel_bound": 0.25, "input_scale": 1, "input_zero": 0)",
+                "operator 1 (gated_conv \"groups\"): " + every},
+               {R"("group_scale": "six")", R"("group_scale": "six", "input_scale": 1, "input_zero": 0)",
+                "operator 2 (gated_conv \"channels\"): " + every}});
   PlanFile large{R"({"version": 1, "producer": "test", "input": 0, "output": 1,
 "values": [{"shape": [1, 257, 256]}, {"shape": [1, 1, 1]}], "ops": [
 {"kind": "conv", "name": "fc", "inputs": [0], "output": 1, "weight": "weight", "bias": "bias", "groups": 1,

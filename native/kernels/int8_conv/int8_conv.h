@@ -1,6 +1,6 @@
-// Convolution of 8-bit numbers, dense or in groups, with 32-bit sums: what the kernels of every instruction set provide,
-// and what they are told. Also the base path of gated convolutions. Integer sums are exact and what follows them is
-// computed without fused multiply-adds: the results are the same bit for bit on every instruction set.
+// Convolution of 8-bit numbers, dense or in groups, with 32-bit sums: what the kernels of every instruction set
+// provide, and what they are told. Also the base path of gated convolutions. Integer sums are exact and what follows
+// them is computed without fused multiply-adds: the results are the same bit for bit on every instruction set.
 #pragma once
 
 #include <cstddef>

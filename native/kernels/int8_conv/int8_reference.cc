@@ -15,7 +15,8 @@ std::vector<int> quantise_reference(const Map& input, int images, float inverse_
         for (int c = 0; c < input.channels; ++c) {
           const float low = static_cast<float>(-zero), high = static_cast<float>(255 - zero);
           const float scaled = pixel[c] * inverse_scale;
-          quantised.push_back(static_cast<int>(std::nearbyint(std::isnan(scaled) ? low : std::clamp(scaled, low, high))));
+          const float clamped = std::isnan(scaled) ? low : std::clamp(scaled, low, high);
+          quantised.push_back(static_cast<int>(std::nearbyint(clamped)));
         }
       }
     }

@@ -112,7 +112,8 @@ class Int8Packer {
       const Int8Block& next = packed_.blocks_[i + 1];
       // Vectors of one block must not write over sums of the next one, which may be there already.
       const bool apart = block.vectors == 1 || block.outputs * block.spread % format_.lanes == 0;
-      const bool alike = apart && block.shared == next.shared && block.spread == next.spread && block.vectors == next.vectors && block.steps == next.steps;
+      const bool alike = apart && block.shared == next.shared && block.spread == next.spread &&
+                         block.vectors == next.vectors && block.steps == next.steps;
       if (alike) block.alike = next.alike + 1;
     }
     packed_.weights_.reset(static_cast<std::byte*>(::operator new(bytes_ + 1, std::align_val_t{64})));
@@ -127,7 +128,8 @@ class Int8Packer {
  private:
   bool taps_are_alike(const std::vector<std::int64_t>& offsets) const {
     const std::size_t third = offsets.size() / 3;
-    if (shape_.kernel[1] != 3 || shape_.dilation[1] != 1 || shape_.stride[1] != 1 || third * 3 != offsets.size()) return false;
+    if (shape_.kernel[1] != 3 || shape_.dilation[1] != 1 || shape_.stride[1] != 1) return false;
+    if (third * 3 != offsets.size()) return false;
     for (std::size_t i = third; i < offsets.size(); ++i) {
       if (offsets[i] != offsets[i - third] + next_tap_) return false;
     }

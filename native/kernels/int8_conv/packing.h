@@ -1,5 +1,5 @@
-// How the integer kernels see their weights and the channels of their inputs. Packing needs no vectors, so that one plain
-// source serves every instruction set.
+// How the integer kernels see their weights and the channels of their inputs. Packing needs no vectors, so that one
+// plain source serves every instruction set.
 #pragma once
 
 #include <cstddef>
@@ -12,8 +12,8 @@
 
 namespace headgate {
 
-// Per output channel: weight ≈ quantised · scale, quantised in [−127, 127], halves rounded to even. Depends on the weights
-// alone, not on the instruction set.
+// Per output channel: weight ≈ quantised · scale, quantised in [−127, 127], halves rounded to even. Depends on the
+// weights alone, not on the instruction set.
 struct Int8Tensor {
   std::vector<std::int8_t> values;
   std::vector<double> scale;

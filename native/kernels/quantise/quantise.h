@@ -22,8 +22,8 @@ struct Int8Format {
 // What lies behind the last element of a map, so that a full vector may be read from it.
 constexpr std::int64_t kInt8Slack = 64;
 
-// Rows [first_row, last_row) of images [first_image, last_image), with `border` columns of zeros on both sides; rows may
-// lie outside of the images, and are zeros then. Strides in elements.
+// Rows [first_row, last_row) of images [first_image, last_image), with `border` columns of zeros on both sides; rows
+// may lie outside of the images, and are zeros then. Strides in elements.
 struct Int8Map {
   std::byte* data;  // of column −border of the first row, 64-byte aligned, kInt8Slack bytes longer than its elements
   std::int64_t image_stride, row_stride, pixel_stride;
