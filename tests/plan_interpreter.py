@@ -43,7 +43,8 @@ ATTRIBUTES: dict[str, set[str]] = {
     "affine": {"scale", "bias", "activation"},
     "activation": {"activation"},
 }
-OPTIONAL = {"conv": {"input_channels"}, "gated_conv": {"center", "group_scale"}}
+INT8 = {"input_scale", "input_zero"}
+OPTIONAL = {"conv": {"input_channels", *INT8}, "gated_conv": {"center", "group_scale", *INT8}}
 
 
 @dataclass
@@ -102,6 +103,7 @@ class PlanInterpreter:
             assert set(op["inputs"]) <= written, f"{op['name']} reads what is not written yet"
             assert op["output"] not in written, f"{op['name']} writes a value again"
             assert op.get("activation", "none") in ACTIVATIONS
+            assert attributes & INT8 in (set(), INT8), f"{op['name']}: one of {INT8}"
             written.add(op["output"])
             used |= {value for value in op.values() if isinstance(value, str) and value in self.tensors}
         assert written == set(range(len(self.shapes)))
@@ -151,6 +153,24 @@ class PlanInterpreter:
     def _convolve(self, op: dict[str, Any], x: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
         return F.conv2d(x, weight, None, op["stride"], op["padding"], op["dilation"], groups)
 
+    def _quantised(self, op: dict[str, Any], x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
+        """Input, weight, and what a unit of their sums stands for: integers, in float64, where the operator has 8 bits.
+
+        Float64 holds their sums exactly. docs/design/0003-int8.md says how both are rounded.
+        """
+        if "input_scale" not in op:
+            return x, weight, 1.0
+        scale, zero = op["input_scale"], op["input_zero"]
+        assert scale > 0
+        assert zero in range(256)
+        inverse = torch.tensor(1.0) / torch.tensor(scale)
+        x = (x.float() * inverse).clamp(-zero, 255 - zero).round().double()
+        largest = weight.abs().amax((1, 2, 3)).double()
+        unit = torch.where(largest == 0, 1.0, largest / 127)
+        weight = (weight.double() / unit.view(-1, 1, 1, 1)).round()
+        assert weight.abs().max() <= 127
+        return x, weight, scale * unit.view(1, -1, 1, 1)
+
     def _conv(self, op: dict[str, Any], inputs: list[Tensor], run: Run) -> Tensor:
         x, weight, groups = inputs[0], self._tensor(op, "weight"), op["groups"]
         outputs, per_group = weight.shape[:2]
@@ -158,7 +178,8 @@ class PlanInterpreter:
         if "input_channels" in op:
             x = x[:, self._tensor(op, "input_channels", groups, per_group).flatten()]
         assert x.shape[1] == groups * per_group
-        y = self._convolve(op, x, weight, groups) + self._vector(op, "bias", outputs)
+        x, weight, unit = self._quantised(op, x, weight)
+        y = (self._convolve(op, x, weight, groups) * unit).to(self.dtype) + self._vector(op, "bias", outputs)
         return y if len(inputs) == 1 else y + inputs[1]
 
     def _gated_conv(self, op: dict[str, Any], inputs: list[Tensor], run: Run) -> Tensor:
@@ -169,8 +190,10 @@ class PlanInterpreter:
         for block, channels in enumerate(base):
             assert len(set(channels.tolist())) == base.shape[1]
             mask[block, :, channels] = 1
-        final_sum = self._convolve(op, x, weight)
-        partial_sum = self._convolve(op, x, weight * mask.view(outputs, -1, 1, 1))
+        x, weight, unit = self._quantised(op, x, weight)
+        mask = mask.view(outputs, -1, 1, 1).to(weight.dtype)
+        final_sum = (self._convolve(op, x, weight) * unit).to(self.dtype)
+        partial_sum = (self._convolve(op, x, weight * mask) * unit).to(self.dtype)
         vectors = {
             f"{name}_{part}": self._vector(op, f"{name}_{part}", outputs)
             for name in ("score", "partial", "final")

@@ -16,6 +16,7 @@ TESTS = (
     "conv_test",
     "depthwise_test",
     "conditional_test",
+    "int8_test",
     "training_test",
 )
 FUZZED = 5_000

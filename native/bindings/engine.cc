@@ -21,7 +21,7 @@ namespace {
 
 using Images = nb::ndarray<const float, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
 using Sizes = std::tuple<int, int, int>;
-// name, kind, images, milliseconds, dense MACs, executed MACs, decisions, open decisions, path ("" where there is no gate)
+// name, kind, images, milliseconds, dense MACs, executed MACs, decisions, open decisions, path ("" where there is no choice)
 using StatsTuple = std::tuple<std::string, std::string, std::int64_t, double, std::int64_t, std::int64_t, std::int64_t,
                               std::int64_t, std::string>;
 // name, density, milliseconds by the sparse path, and by the masked one
@@ -70,7 +70,7 @@ std::vector<StatsTuple> stats(const Engine& engine) {
   std::vector<StatsTuple> all;
   for (const LayerStats& s : engine.stats()) {
     all.emplace_back(s.name, s.kind, s.images, s.milliseconds, s.dense_macs, s.executed_macs, s.decisions, s.open,
-                     s.kind == "gated_conv" ? path_name(s.path) : "");
+                     s.path ? path_name(*s.path) : "");
   }
   return all;
 }

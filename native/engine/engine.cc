@@ -18,6 +18,14 @@ namespace {
 
 // Larger batches run in pieces, so that memory does not grow with the batch; in smaller ones where memory is short.
 constexpr std::int64_t kMaxImages = 32;
+// Of plans in 8-bit integers, for each thread: their convolutions take so little time that maps must come from the
+// cache.
+constexpr std::int64_t kMaxInt8Images = 8;
+
+std::int64_t images_at_once(const Plan& plan, int threads) {
+  const bool int8 = std::any_of(plan.ops.begin(), plan.ops.end(), [](const Op& op) { return op.int8.has_value(); });
+  return int8 ? std::min(kMaxImages, kMaxInt8Images * threads) : kMaxImages;
+}
 
 // Of one operator.
 struct Counters {
@@ -117,6 +125,7 @@ struct Engine::State {
     refuse_beyond(limit, weights, sizeof(float) * static_cast<double>(layout.arena_size(1)));
     make_steps();
     refuse_beyond(limit, weights, workspace_bytes(1));
+    piece = images_at_once(plan, threads);
     while (piece > 1 && weights + workspace_bytes(piece) > limit) piece /= 2;
   }
 
@@ -215,14 +224,14 @@ struct Engine::State {
     }
   }
 
-  // Null where the operator is no gated convolution.
-  GatedStep* gated(std::size_t op) const { return plan.ops[op].gating ? static_cast<GatedStep*>(steps[op].get()) : nullptr; }
+  // Null where the operator is no gated convolution, or has one path only.
+  GatedStep* gated(std::size_t op) const { return dynamic_cast<GatedStep*>(steps[op].get()); }
 
   const Plan plan;
   const KernelSet kernels;
   const Layout layout;
   const int threads;
-  std::int64_t piece = kMaxImages;
+  std::int64_t piece;
   std::vector<std::unique_ptr<Step>> steps;
   std::vector<Counters> counters;
   std::atomic<double> shift{0.0};  // in double: sums of offsets undo one another
@@ -297,7 +306,7 @@ void Engine::set_path(const std::string& name, Path path) {
     if (GatedStep* step = state_->gated(i)) return step->use(path);
     break;
   }
-  throw InputError("name must be that of a gated convolution of the plan, got " + name);
+  throw InputError("name must be that of a gated convolution that has both paths, got " + name);
 }
 
 void Engine::shift_thresholds(float offset) {
@@ -326,7 +335,7 @@ std::vector<LayerStats> Engine::stats() const {
                    .executed_macs = images * macs.base + open * macs.per_decision,
                    .decisions = images * decisions_of(state_->plan, op),
                    .open = open,
-                   .path = op.gating ? state_->gated(i)->path() : Path::sparse});
+                   .path = state_->gated(i) ? std::optional(state_->gated(i)->path()) : std::nullopt});
   }
   return all;
 }

@@ -47,6 +47,12 @@ struct Gating {
   FloatTensor threshold, group_scale, score_scale, score_bias, partial_scale, partial_bias, final_scale, final_bias;
 };
 
+// How a convolution's input is rounded to integers in [0, 255]: x ≈ (q − zero) · scale.
+struct InputRange {
+  float scale;
+  int zero;
+};
+
 struct Op {
   OpKind kind;
   std::string name;
@@ -58,6 +64,7 @@ struct Op {
   bool count_include_pad = true;  // avg_pool
   FloatTensor weight, bias;      // conv, gated_conv; affine has scale in weight
   std::optional<Gating> gating;  // gated_conv
+  std::optional<InputRange> int8;  // conv, gated_conv: computed in 8-bit integers
 };
 
 class MappedFile;

@@ -78,7 +78,8 @@ inline PlanFile convolutions() {
 {"kind": "conv", "name": "down", "inputs": [1], "output": 2, "weight": "down.weight", "bias": "down.bias", "groups": 2,
  "stride": [2, 2], "padding": [1, 1], "dilation": [1, 1], "activation": "hardswish"},
 {"kind": "conv", "name": "point", "inputs": [2, 2], "output": 3, "weight": "point.weight", "bias": "down.bias",
- "groups": 1, "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "activation": "none"},
+ "groups": 1, "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "activation": "none", "input_scale": 0.25,
+ "input_zero": 3},
 {"kind": "conv", "name": "fc", "inputs": [3], "output": 4, "weight": "fc.weight", "bias": "fc.bias", "groups": 1,
  "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "activation": "none"}]})"};
   file.floats("stem.weight", {6, 4, 3, 3}, 0.25F);
@@ -99,7 +100,8 @@ inline PlanFile gated_convolutions() {
 "values": [{"shape": [4, 5, 5]}, {"shape": [6, 5, 5]}, {"shape": [6, 5, 5]}, {"shape": [6, 3, 3]}], "ops": [
 {"kind": "gated_conv", "name": "pixels", "inputs": [0], "output": 1, "weight": "pixels.weight",
  "base_inputs": "pixels.base", "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "activation": "relu6",
- "granularity": "activation", "decisions": 6, "two_sided": false, "threshold": "six", "channel_bound": 0, )" +
+ "granularity": "activation", "decisions": 6, "two_sided": false, "threshold": "six", "channel_bound": 0,
+ "input_scale": 2, "input_zero": 0, )" +
                 affines + R"(,
 {"kind": "gated_conv", "name": "groups", "inputs": [1, 1], "output": 2, "weight": "groups.weight",
  "base_inputs": "groups.base", "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "activation": "tanh",

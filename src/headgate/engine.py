@@ -32,8 +32,8 @@ class LayerStats:
         dense_macs: what the dense layer would have cost.
         executed_macs: what was computed, as `headgate.count` counts; the same where nothing is gated.
         decisions, open_decisions: of a gated convolution's gates, over all images; 0 elsewhere.
-        path: how a gated convolution completes its open outputs, "sparse" or "masked"; "" elsewhere. The masked path
-            computes more than `executed_macs` counts.
+        path: how a gated convolution completes its open outputs, "sparse" or "masked"; "" elsewhere, and in
+            8-bit integers, where there is no choice. The masked path computes more than `executed_macs` counts.
     """
 
     name: str

@@ -80,8 +80,8 @@ def test_report(tmp_path: Path) -> None:
     lines = str(report).splitlines()
     assert lines[0] == f"Gated → {path}: 5 operators, 2 gated and 2 dense convolutions"
     cells = [line.split() for line in lines[1:]]
-    assert cells[0] == ["operator", "kind", "size", "output", "gate", "fused", "MACs", "bytes"]
-    assert cells[1][:8] == ["stem", "conv", "3→16", "3×3", "16×8×8", "dense", "relu", "27.65"]
+    assert cells[0] == ["operator", "kind", "size", "output", "gate", "precision", "fused", "MACs", "bytes"]
+    assert cells[1][:8] == ["stem", "conv", "3→16", "3×3", "16×8×8", "dense", "float32", "relu"]
     assert cells[2][:7] == ["conv1", "gated_conv", "16→32", "3×3", "/2", "32×4×4", "group"]
     stem, conv1, conv2, fc = 16 * 64 * 27, 32 * 16 * 16 * 9, 32 * 16 * 32 * 3, 5 * 32
     assert report.macs == stem + conv1 + conv2 + fc

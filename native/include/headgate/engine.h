@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -26,7 +27,7 @@ struct MapShape {
 };
 
 // How a gated convolution completes its open outputs: one by one, with work in proportion to their number, or by a dense
-// convolution of the pixels that have any, of which it keeps what is open.
+// convolution of the pixels that have any, of which it keeps what is open. In 8-bit integers there is the sparse path only.
 enum class Path { sparse, masked };
 
 // What a gated convolution took for a batch, by either path.
@@ -44,7 +45,7 @@ struct LayerStats {
   std::int64_t dense_macs;        // what the dense layer would have cost
   std::int64_t executed_macs;     // what was computed; the same for what is not gated
   std::int64_t decisions, open;   // of gated convolutions, over all images
-  Path path;                      // of gated convolutions, now
+  std::optional<Path> path;       // of gated convolutions that have both, now
 };
 
 // An engine may be used from several threads at once.
@@ -75,7 +76,7 @@ class Engine {
   std::vector<PathTimes> time_paths(const float* input, std::int64_t images, int repeats);
 
   // The path of a gated convolution from the next run on; sparse at first. The paths add in different orders, so their
-  // results differ by rounding. Throws InputError where no gated convolution has this name.
+  // results differ by rounding. Throws InputError where no gated convolution of both paths has this name.
   void set_path(const std::string& name, Path path);
 
   std::vector<LayerStats> stats() const;

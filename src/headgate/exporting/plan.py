@@ -48,7 +48,10 @@ class Operator:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Conv(Operator):
-    """act( conv + bias (+ input 1) ). Affine vectors and biases are float64 until they are written, here and below."""
+    """act( conv + bias (+ input 1) ). Affine vectors and biases are float64 until they are written, here and below.
+
+    Computed in 8-bit integers where `input_scale` and `input_zero` are not None, also below.
+    """
 
     kind = "conv"
     weight: Float[Tensor, "o k kh kw"]
@@ -59,6 +62,8 @@ class Conv(Operator):
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
     activation: str = "none"
+    input_scale: float | None = None
+    input_zero: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,6 +90,8 @@ class GatedConv(Operator):
     final_scale: Float[Tensor, " o"]
     final_bias: Float[Tensor, " o"]
     activation: str = "none"
+    input_scale: float | None = None
+    input_zero: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from headgate.exporting.int8 import kept_float32
 from headgate.exporting.plan import Conv, GatedConv, Operator, Plan, Shape
 
 
@@ -21,6 +22,7 @@ class OperatorReport:
         size: of a convolution or pool, for example "64→128 3×3 /2"; else empty.
         out_shape: (channels, height, width) of its result.
         gate: of a gated convolution, for example "group G=4"; "dense" for other convolutions; else empty.
+        precision: of a convolution: "int8" or "float32", in a plan with both followed by why; else empty.
         fused: what it stands for beside its own layer: "norm", "residual", an activation, …
         macs: per image, with every gate open.
         base_macs: of these, what runs whatever the gates decide.
@@ -32,6 +34,7 @@ class OperatorReport:
     size: str
     out_shape: Shape
     gate: str
+    precision: str
     fused: tuple[str, ...]
     macs: int
     base_macs: int
@@ -88,7 +91,7 @@ class ExportReport:
             f"{self.model} → {self.path}: {len(self.operators)} operators, {len(self.gated)} gated and "
             f"{len(self.dense)} dense convolutions"
         )
-        titles = ("operator", "kind", "size", "output", "gate", "fused", "MACs", "bytes")
+        titles = ("operator", "kind", "size", "output", "gate", "precision", "fused", "MACs", "bytes")
         rows = [titles] + [
             (
                 x.name,
@@ -96,6 +99,7 @@ class ExportReport:
                 x.size,
                 "×".join(map(str, x.out_shape)),
                 x.gate,
+                x.precision,
                 ", ".join(x.fused),
                 _short(x.macs) if x.macs else "",
                 _short(x.weight_bytes) if x.weight_bytes else "",
@@ -146,11 +150,21 @@ def _operator(operator: Operator, plan: Plan) -> OperatorReport:
         size=_size(operator, plan.values[operator.inputs[0]], out_shape),
         out_shape=out_shape,
         gate=gate,
+        precision=_precision(operator, plan),
         fused=operator.fused,
         macs=macs,
         base_macs=base_macs,
         weight_bytes=4 * sum(tensor.numel() for tensor in tensors),
     )
+
+
+def _precision(operator: Operator, plan: Plan) -> str:
+    if not isinstance(operator, (Conv, GatedConv)):
+        return ""
+    if operator.input_scale is not None:
+        return "int8"
+    mixed = any(getattr(other, "input_scale", None) is not None for other in plan.operators)
+    return f"float32: {kept_float32(operator, plan)}" if mixed else "float32"
 
 
 def _size(operator: Operator, in_shape: Shape, out_shape: Shape) -> str:

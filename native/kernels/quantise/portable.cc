@@ -1,0 +1,19 @@
+#include <cstdint>
+
+#include "kernels/quantise/quantise.h"
+
+#define HEADGATE_WIDTH 4
+
+namespace headgate {
+namespace {
+
+#include "kernels/simd.inc"
+#include "kernels/lanes.inc"
+#include "kernels/pixels.inc"
+#include "kernels/quantise/quantise.inc"
+
+}  // namespace
+
+const QuantiseKernels& quantise_portable() { return kQuantise; }
+
+}  // namespace headgate
