@@ -28,8 +28,8 @@ std::vector<int> borders(const Plan& plan) {
 
 Map geometry_of(const Shape& shape, int border) {
   Map map{nullptr, 0, 0, shape.channels, shape.height, shape.width, border};
-  // Kernels read pixels of several rows, or of several images, at once: a multiple of kSets apart, they would compete for
-  // the same few lines of the cache.
+  // Kernels read pixels of several rows, or of several images, at once: a multiple of kSets apart, they would compete
+  // for the same few lines of the cache.
   const std::int64_t row = (shape.width + 2 * std::int64_t{border}) * map.pixel_stride() / kLanes | 1;
   const std::int64_t image = (shape.height + 2 * std::int64_t{border}) * row;
   map.row_stride = row * kLanes;
