@@ -107,11 +107,12 @@ void clear_frame(const Map& map, std::int64_t image) {
   if (map.border == 0) return;
   float* first = map.data + image * map.image_stride - map.border * (map.row_stride + map.pixel_stride());
   const std::int64_t side = map.border * map.pixel_stride(), rows = map.border * map.row_stride;
+  const std::int64_t inner = map.width * map.pixel_stride();
   std::fill_n(first, rows, 0.0f);
   for (int y = 0; y < map.height; ++y) {
     float* row = first + rows + y * map.row_stride;
     std::fill_n(row, side, 0.0f);
-    std::fill_n(row + map.row_stride - side, side, 0.0f);
+    std::fill_n(row + side + inner, side, 0.0f);
   }
   std::fill_n(first + rows + map.height * map.row_stride, rows, 0.0f);
 }

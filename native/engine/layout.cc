@@ -15,6 +15,10 @@ namespace {
 // bounds no size or offset overflows.
 constexpr std::int64_t kMaxMap = std::int64_t{1} << 33, kMaxArena = std::int64_t{1} << 35;
 
+// Lines of memory that are kSets apart share a set of the first-level cache. Images lie kApart sets apart, rows any odd
+// number.
+constexpr std::int64_t kSets = 64, kApart = 3;
+
 // Up to so many values are placed largest first, which wastes the least but takes the square of their number in time.
 constexpr std::size_t kMaxBySize = 4096;
 
@@ -85,8 +89,12 @@ std::vector<int> borders(const Plan& plan) {
 
 Map geometry_of(const Shape& shape, int border) {
   Map map{nullptr, 0, 0, shape.channels, shape.height, shape.width, border};
-  map.row_stride = (shape.width + 2 * std::int64_t{border}) * map.pixel_stride();
-  map.image_stride = (shape.height + 2 * std::int64_t{border}) * map.row_stride;
+  // Kernels read pixels of several rows, or of several images, at once: a multiple of kSets apart, they would compete
+  // for the same few lines of the cache.
+  const std::int64_t row = (shape.width + 2 * std::int64_t{border}) * map.pixel_stride() / kLanes | 1;
+  const std::int64_t image = (shape.height + 2 * std::int64_t{border}) * row;
+  map.row_stride = row * kLanes;
+  map.image_stride = (image + (kSets + kApart - image % kSets) % kSets) * kLanes;
   return map;
 }
 

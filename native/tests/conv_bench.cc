@@ -1,4 +1,4 @@
-// Times the convolution kernels on one core: conv_bench [isa or "" [part of a layer's name [seconds per layer]]]
+// Times the convolution kernels on one core, medians: conv_bench [isa or "" [part of a layer's name [seconds a layer]]]
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -54,14 +54,17 @@ void measure(const ConvKernels& kernels, const Layer& l, Epilogue kind, double s
                               infinity, nullptr, masks.data()};
   const ConvArgs args{&shape, packed.data(), input.map(), output.map(), epilogue, 0, pixels, 0,
                       padded_channels(l.out) / kLanes};
-  double best = 1e9, start = seconds_of(CLOCK_MONOTONIC);
-  for (int runs = 0; runs < 5 || seconds_of(CLOCK_MONOTONIC) - start < seconds; ++runs) {
+  std::vector<double> times;
+  const double start = seconds_of(CLOCK_MONOTONIC);
+  while (times.size() < 5 || seconds_of(CLOCK_MONOTONIC) - start < seconds) {
     const double before = seconds_of(CLOCK_THREAD_CPUTIME_ID);  // what other processes take does not count
     kernels.run(args);
-    best = std::min(best, seconds_of(CLOCK_THREAD_CPUTIME_ID) - before);
+    times.push_back(seconds_of(CLOCK_THREAD_CPUTIME_ID) - before);
   }
+  const auto middle = times.begin() + times.size() / 2;
+  std::nth_element(times.begin(), middle, times.end());
   const double macs = 1.0 * pixels * weight.size();
-  std::printf("%-32s %10.1f us %7.1f GFLOP/s\n", title(l).c_str(), best * 1e6, 2e-9 * macs / best);
+  std::printf("%-32s %10.1f us %7.1f GFLOP/s\n", title(l).c_str(), *middle * 1e6, 2e-9 * macs / *middle);
 }
 
 }  // namespace
@@ -92,6 +95,11 @@ int main(int argc, char** argv) {
     layers.push_back({16, 32, 32, 4, true, images, 3, 2});
     layers.push_back({64, 128, 32, 8, true, images, 3, 2});
     layers.push_back({256, 64, 14, 8, false, images, 1});
+    layers.push_back({3, 64, 224, 1, false, images, 7, 2});
+    layers.push_back({3, 16, 32, 1, false, images});
+    for (const auto& [channels, size] : std::vector<std::pair<int, int>>{{64, 32}, {128, 16}, {256, 8}, {64, 56}}) {
+      layers.push_back({channels, 2 * channels, size, 8, false, images, 1, 2});
+    }
   }
   for (const Layer& layer : layers) {
     if (title(layer).find(part) != std::string::npos) {

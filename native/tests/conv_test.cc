@@ -319,6 +319,37 @@ TEST(order_of_sums) {
   }
 }
 
+// At the edges of a map taps are left out, for rectangles of pixels that depend on the range and on the batch.
+TEST(edges) {
+  const std::vector<ConvShape> shapes = {
+      shape_of(8, 32, 1, Lists::contiguous),
+      shape_of(3, 32, 1, Lists::contiguous, 7, 7, 2, 2, 3, 3),
+      shape_of(8, 32, 2, Lists::shuffled, 5, 3, 1, 2, 4, 1),
+      shape_of(8, 48, 1, Lists::contiguous, 3, 3, 1, 1, 2, 2, 2, 2),
+      shape_of(4, 32, 1, Lists::contiguous, 1, 7, 1, 1, 0, 5)};
+  for (const ConvShape& shape : shapes) {
+    for (const auto& [height, width] : std::vector<std::array<int, 2>>{{7, 7}, {14, 5}, {5, 14}, {21, 19}, {2, 50}}) {
+      if (height + 2 * shape.padding[0] <= shape.dilation[0] * (shape.kernel[0] - 1)) continue;
+      const Problem p(shape, 5, height, width);
+      check(p, "edges");
+      const std::int64_t row = p.width, image = p.height * row;
+      const std::vector<std::vector<std::int64_t>> cuts = {
+          {0, row, image - row, image, 2 * image + row, p.pixels()}, {0, image, 5 * image}, {0, image + 1, p.pixels()}};
+      for (Isa isa : isas()) {
+        Result whole(p);
+        run(kernels(isa), p, p.epilogue(Epilogue::raw, false), {{0, p.pixels(), 0, p.words}}, whole);
+        for (const std::vector<std::int64_t>& cut : cuts) {
+          std::vector<Part> parts;
+          for (std::size_t i = 1; i < cut.size(); ++i) parts.push_back({cut[i - 1], cut[i], 0, p.words});
+          Result split(p);
+          run(kernels(isa), p, p.epilogue(Epilogue::raw, false), parts, split);
+          CHECK(std::memcmp(whole.output.begin(), split.output.begin(), whole.output.size() * sizeof(float)) == 0);
+        }
+      }
+    }
+  }
+}
+
 // NaN and infinity reach the outputs that read them, through the clamp, and no other.
 TEST(not_a_number) {
   for (int blocks : {1, 2, 4, 8}) {
