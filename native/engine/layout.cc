@@ -94,7 +94,7 @@ Map geometry_of(const Shape& shape, int border) {
   const std::int64_t row = (shape.width + 2 * std::int64_t{border}) * map.pixel_stride() / kLanes | 1;
   const std::int64_t image = (shape.height + 2 * std::int64_t{border}) * row;
   map.row_stride = row * kLanes;
-  map.image_stride = (image + (kSets + kApart - image % kSets) % kSets) * kLanes;
+  map.image_stride = (image < kSets ? image : image + (kSets + kApart - image % kSets) % kSets) * kLanes;
   return map;
 }
 

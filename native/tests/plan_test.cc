@@ -2,7 +2,6 @@
 
 #include <unistd.h>
 
-#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <limits>
@@ -10,7 +9,7 @@
 #include "engine/json.h"
 #include "engine/safetensors.h"
 #include "tests/check.h"
-#include "tests/plan_file.h"
+#include "tests/plan_on_disk.h"
 
 namespace headgate {
 namespace {
@@ -35,15 +34,6 @@ void check_wrong(const PlanFile& valid, const std::vector<Wrong>& edits) {
     file.plan = replaced(file.plan, edit.from, edit.to);
     CHECK_THROWS(parse(file.bytes()), PlanError, "m: " + edit.message);
   }
-}
-
-std::string temporary(const std::string& bytes) {
-  std::string path = "/tmp/headgate_plan_XXXXXX";
-  const int file = mkstemp(path.data());
-  CHECK(file >= 0);
-  ::close(file);
-  std::ofstream(path, std::ios::binary) << bytes;
-  return path;
 }
 
 TEST(plan_convolutions) {
@@ -374,7 +364,8 @@ TEST(wrong_shapes) {
 }
 
 TEST(files) {
-  const std::string bytes = convolutions().bytes(), path = temporary(bytes);
+  const PlanOnDisk file(convolutions());
+  const std::string& path = file.path();
   {
     const Plan plan = load_plan(path);
     CHECK_EQ(plan.ops[0].weight.data[0], 0.25F);
