@@ -11,7 +11,8 @@ namespace {
 constexpr std::size_t kLarge = std::size_t{1} << 20, kHugePage = std::size_t{1} << 21;
 constexpr std::align_val_t kAlignment{64};
 
-std::size_t whole_pages(std::size_t bytes) { return (bytes + 4095) / 4096 * 4096; }
+// A huge page that is not wholly mapped would be many small ones.
+std::size_t whole_pages(std::size_t bytes) { return (bytes + kHugePage - 1) / kHugePage * kHugePage; }
 
 }  // namespace
 
