@@ -50,6 +50,17 @@ def test_export(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "image must be" in capsys.readouterr().err
 
 
+def test_export_in_8_bits(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = tmp_path / "model.hgplan"
+    arguments = ["export", str(runs / "gated"), str(plan), "--precision", "int8"]
+    assert cli.main([*arguments, "--calibration", "64"]) == 0
+    assert "int8" in capsys.readouterr().out
+    assert cli.main([*arguments, "--calibration", "64", "--explain"]) == 0
+    assert "no gated convolution has a choice of paths" in capsys.readouterr().out
+    assert cli.main([*arguments, "--calibration", "0"]) == 1
+    assert "calibration must be" in capsys.readouterr().err
+
+
 def test_export_explains(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

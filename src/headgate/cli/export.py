@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +15,7 @@ from headgate.errors import ConfigError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +26,11 @@ class Export:
         model: a run's folder, a checkpoint file, or a name that `headgate models` lists under "pretrained".
         plan: the file to write.
         image: channels, height and width of the images that the plan is for. Default: those that the run trained on.
+        precision: int8 computes convolutions in 8-bit integers, with ranges from the first test images.
+        calibration: so many of them.
         explain: then time each gated convolution on test images both ways, sparse and as masked dense arithmetic; show
             the times, and remember the faster way for engines of this plan on this CPU.
-        data: where the images for it are. Default: what the run was trained on.
+        data: where the images for either are. Default: what the run was trained on.
         batch: images in one call, for the times.
         threads: of one call, for the times.
     """
@@ -35,6 +38,8 @@ class Export:
     model: Positional[str]
     plan: Positional[Path]
     image: tuple[int, int, int] | None = None
+    precision: Literal["float32", "int8"] = "float32"
+    calibration: int = 512
     explain: bool = False
     data: str | None = None
     batch: int = 1
@@ -47,22 +52,36 @@ class Export:
         from headgate.train.finished import find_model, test_batches, trained_shape
 
         model, config = find_model(self.model)
-        batches = None
-        if self.explain:
-            if self.batch < 1:
-                raise ConfigError(f"batch must be ≥ 1, got {self.batch}")
-            batches = test_batches(model, config, name=self.model, data=self.data, limit=self.batch)
+
+        def images(name: str, count: int) -> Tensor:
+            if count < 1:
+                raise ConfigError(f"{name} must be ≥ 1, got {count}")
+            batches = test_batches(model, config, name=self.model, data=self.data, limit=count)
+            return torch.cat([batch for batch, *_ in batches]).contiguous()
+
+        calibration = images("calibration", self.calibration) if self.precision == "int8" else None
+        timed = images("batch", self.batch).numpy() if self.explain else None
         shape = self.image or trained_shape(Path(self.model))
         if min(shape) < 1:
             raise ConfigError(f"image must be channels, height and width, each ≥ 1, got {shape}")
-        console.print(str(export(model, self.plan, example_input=torch.zeros(1, *shape))), markup=False)
-        if batches is not None:
-            self._explain(console, torch.cat([images for images, *_ in batches]).contiguous().numpy())
+        report = export(
+            model,
+            self.plan,
+            example_input=torch.zeros(1, *shape),
+            precision=self.precision,
+            calibration=calibration,
+        )
+        console.print(str(report), markup=False)
+        if timed is not None:
+            self._explain(console, timed)
 
     def _explain(self, console: Console, images: NDArray[np.float32]) -> None:
         from headgate.engine import Engine
 
         choices = Engine(self.plan, threads=self.threads).tune(images)
+        if not choices:
+            console.print("no gated convolution has a choice of paths")
+            return
         table = Table(title=f"batches of {len(images)}, {self.threads} thread(s), ms a batch, base path included")
         for column in ("gated convolution", "density", "sparse", "masked dense", "path"):
             table.add_column(column, justify="left" if column in ("gated convolution", "path") else "right")
