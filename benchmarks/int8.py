@@ -1,0 +1,156 @@
+"""8-bit plans of a ResNet-18 at CIFAR size against the libraries' 8-bit networks, one thread, in one process.
+
+    taskset -c 0 python benchmarks/int8.py
+
+Random weights, G = 8, 6 % of every layer's decisions open on white noise. The libraries run the dense network quantised
+by onnxruntime.quantization: static, QDQ, per channel, unsigned activations. pip install 'headgate[bench]' brings them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import statistics
+import tempfile
+import warnings
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import onnxruntime
+import openvino
+import torch
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import nn
+
+import headgate as hg
+from headgate.benchmarking import machine
+from headgate.benchmarking.synthetic import settle_
+from headgate.benchmarking.timing import interleaved
+from headgate.files import write_atomic
+from headgate.models import create
+
+RECORD = Path(__file__).parent / "results" / "int8-resnet18-cifar.json"
+CALIBRATION = 8
+
+Images = NDArray[np.float32]
+Runner = Callable[[Images], object]
+
+
+class _Images(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, images: Images) -> None:
+        self.left = [{"images": images[i : i + 1]} for i in range(len(images))]
+
+    def get_next(self) -> dict[str, Images] | None:
+        return self.left.pop() if self.left else None
+
+
+def library_file(model: nn.Module, images: Images, folder: Path) -> Path:
+    """The dense network in 8 bits, as ONNX with batches of any size."""
+    plain, prepared, quantised = (folder / f"{name}.onnx" for name in ("plain", "prepared", "quantised"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model,
+            (torch.from_numpy(images[:1]),),
+            str(plain),
+            dynamo=False,
+            input_names=["images"],
+            dynamic_axes={"images": {0: "n"}},
+        )
+    quant_pre_process(str(plain), str(prepared))
+    quantize_static(
+        str(prepared),
+        str(quantised),
+        _Images(images),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+    return quantised
+
+
+def library_runners(file: Path, shape: tuple[int, ...]) -> dict[str, Runner]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    network = openvino.Core().read_model(str(file))
+    network.reshape(list(shape))
+    settings = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    request = openvino.Core().compile_model(network, "CPU", settings).create_infer_request()
+    return {
+        "ONNX Runtime, dense, int8": lambda images: session.run(None, {"images": images}),
+        "OpenVINO, dense, int8": lambda images: request.infer([images], share_inputs=True, share_outputs=True),
+    }
+
+
+def plans(dense: nn.Module, x: torch.Tensor, density: float, folder: Path) -> dict[str, Path]:
+    """headgate's plans by name: dense and gated, int8, and float32 for comparison."""
+    models = {"dense": dense}
+    for granularity in ("activation", "group"):
+        models[granularity] = copy.deepcopy(dense)
+        hg.gate_(models[granularity], hg.GateConfig(groups=8, granularity=granularity), example_input=x[:1])
+        settle_(models[granularity], x, density=density)
+    found = {}
+    for name, model in models.items():
+        for precision in ("int8", "float32"):
+            path = found[f"headgate, {name}, {precision}"] = folder / f"{name}-{precision}.hgplan"
+            ranges = {"precision": "int8", "calibration": x[:CALIBRATION]} if precision == "int8" else {}
+            hg.export(model, path, example_input=x[:1], **ranges)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--density", type=float, default=0.06)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
+    parser.add_argument("--repeats", type=int, default=15)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    x = torch.randn(max(*options.batches, CALIBRATION), 3, 32, 32)
+    dense = create("resnet18-cifar", num_classes=10).eval()
+    settle_(dense, x)
+    results: dict[str, dict[str, list[float]]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        file = library_file(dense, x[:CALIBRATION].numpy(), folder)
+        engines: dict[str, Runner] = {
+            name: hg.Engine(path, threads=1) for name, path in plans(dense, x, options.density, folder).items()
+        }
+        for batch in options.batches:
+            images = x[:batch].numpy()
+            runners = library_runners(file, images.shape) | engines
+            seconds = interleaved(
+                {name: lambda _, run=run, images=images: run(images) for name, run in runners.items()}, options.repeats
+            )
+            results[str(batch)] = {name: statistics.quantiles(times, n=4) for name, times in seconds.items()}
+            best = min(results[str(batch)][name][1] for name in runners if not name.startswith("headgate"))
+            print(
+                f"\nbatch {batch}\n| | ms for each image | quartiles | of the best library |\n| --- | --- | --- | --- |"
+            )
+            for name, (low, median, high) in results[str(batch)].items():
+                low, middle, high = (1e3 * value / batch for value in (low, median, high))
+                print(f"| {name} | {middle:.3f} | {low:.3f}–{high:.3f} | {best / median:.2f}× |")
+    record = {
+        "command": "taskset -c 0 python benchmarks/int8.py",
+        "date": date.today().isoformat(),
+        "machine": machine.describe(),
+        "versions": {m.__name__: m.__version__ for m in (torch, onnxruntime, openvino)},
+        "density": options.density,
+        "repeats": options.repeats,
+        "seconds_a_batch_quartiles": results,
+    }
+    write_atomic(RECORD, json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
