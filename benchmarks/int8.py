@@ -31,7 +31,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 
 import headgate as hg
-from headgate.benchmarking import machine
+from headgate import machine
 from headgate.benchmarking.synthetic import settle_
 from headgate.benchmarking.timing import interleaved
 from headgate.files import write_atomic

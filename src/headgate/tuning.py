@@ -7,13 +7,13 @@ import hashlib
 import json
 import logging
 import os
-import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, cast, get_args
 
 from headgate.errors import CheckpointError, ConfigError
 from headgate.files import cache_folder, write_atomic
+from headgate.machine import cpu_model
 
 __all__ = ["ConditionalPath", "PathChoice", "recall", "remember"]
 
@@ -108,19 +108,9 @@ def _folder() -> Path:
 def _circumstances(plan: str | os.PathLike[str], isa: str, threads: int) -> dict[str, Any]:
     with Path(plan).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"version": VERSION, "plan": digest, "cpu": _cpu(), "isa": isa, "threads": threads}
+    return {"version": VERSION, "plan": digest, "cpu": cpu_model(), "isa": isa, "threads": threads}
 
 
 def _file_name(circumstances: dict[str, Any]) -> str:
     key = hashlib.sha256(json.dumps([circumstances[k] for k in ("plan", "cpu", "isa", "threads")]).encode())
     return f"{key.hexdigest()[:32]}.json"
-
-
-def _cpu() -> str:
-    """The CPU's model, as far as the system says it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    model = {line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "CPU part"))}
-    return ", ".join(sorted(model)) or platform.processor() or platform.machine()

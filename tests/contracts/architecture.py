@@ -27,7 +27,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "convert": {"errors", "nn", "graph", "workload"},
     "fusion": {"errors", "ops", "nn", "tracing", "graph", "workload"},
     "counting": {"errors", "files", "nn", "graph", "workload"},
-    "tuning": {"errors", "files"},
+    "machine": set(),
+    "tuning": {"errors", "files", "machine"},
     "engine": {"errors", "tuning", NATIVE},
     "exporting": {"errors", "files", "ops", "nn", "tracing", "graph"},
     "checkpoint": {"errors", "files", "models", "convert", "nn"},
@@ -35,7 +36,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipes": {"errors", "files", "nn", "models", "train"},
     "plots": {"errors", "files", "workload", "counting"},
     "report": {"errors", "files", "workload", "plots", "counting", "checkpoint", "train"},
-    "benchmarking": {"errors", "files", "ops", "nn", "models", "convert", "engine", "exporting", "train", "plots"},
+    "benchmarking": {
+        "errors",
+        "files",
+        "machine",
+        "ops",
+        "nn",
+        "models",
+        "convert",
+        "engine",
+        "exporting",
+        "train",
+        "plots",
+    },
 }
 """Who may import whom, by the first name below headgate: a module or a whole package. See docs/design/0001."""
 
@@ -51,7 +64,7 @@ ONLY_LAZILY: dict[str, set[str]] = {
 """What may be imported inside a function only, so that importing the importer stays cheap."""
 
 THIRD_PARTY: dict[str, set[str]] = {
-    "torch": {*MAY_IMPORT} - {"errors", "files", "workload", "tuning", "engine"},
+    "torch": {*MAY_IMPORT} - {"errors", "files", "workload", "machine", "tuning", "engine"},
     "torchvision": {"models", "train", "cli"},
     "triton": {"ops"},
     "matplotlib": {"plots", "report", "benchmarking"},

@@ -16,8 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
-from headgate import errors
-from headgate.benchmarking import machine
+from headgate import errors, machine
 from headgate.benchmarking.record import Findings, Record
 from headgate.benchmarking.request import Request
 from headgate.errors import BenchmarkError, HeadgateError

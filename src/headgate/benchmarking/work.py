@@ -12,7 +12,6 @@ import torch
 
 from headgate.benchmarking.libraries.library import Absent, Dtype, Images, Library, Runner, Work
 from headgate.benchmarking.libraries.registry import LIBRARIES
-from headgate.benchmarking.machine import computes_bf16
 from headgate.benchmarking.record import Call, Findings, Gated, Layer, LayerTable, NetworkKind, Setting, Spread, Timed
 from headgate.benchmarking.request import Request
 from headgate.benchmarking.subject import Network, Subject, gated_networks, make_subject, pruned_networks
@@ -20,6 +19,7 @@ from headgate.benchmarking.timing import interleaved, repeated
 from headgate.engine import Engine, LayerStats
 from headgate.errors import BenchmarkError
 from headgate.exporting import export
+from headgate.machine import computes_bf16
 from headgate.ops import native
 
 Report = Callable[[str, int, int], None]

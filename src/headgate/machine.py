@@ -1,4 +1,4 @@
-"""What the figures were measured on."""
+"""The machine that this process runs on, as far as it decides how fast inference is."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ FLAGS: Final = (
 """Of /proc/cpuinfo: what decides how fast inference can be."""
 
 
+def cpu_model() -> str:
+    """The CPU's model, as the system calls it."""
+    return _cpu()[0] or platform.processor() or platform.machine()
+
+
 def describe() -> dict[str, Any]:
     """CPU, its flags that matter, cores, kernel and load of this machine, as plain JSON values."""
-    model, flags = _cpu()
+    flags = _cpu()[1]
     return {
-        "cpu": model or platform.processor() or platform.machine(),
+        "cpu": cpu_model(),
         "flags": [flag for flag in FLAGS if flag in flags],
         "cores": os.cpu_count(),
         "usable_cores": len(os.sched_getaffinity(0)),
@@ -34,7 +39,7 @@ def computes_bf16() -> bool:
 
 
 def _cpu() -> tuple[str, set[str]]:
-    """Model name and flags from /proc/cpuinfo; empty where there is none."""
+    """Model name (on AArch64: part number) and flags from /proc/cpuinfo; empty where there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -43,4 +48,5 @@ def _cpu() -> tuple[str, set[str]]:
     for line in lines:
         name, _, value = line.partition(":")
         fields.setdefault(name.strip(), value.strip())
-    return fields.get("model name", ""), {*fields.get("flags", fields.get("Features", "")).split()}
+    model = fields.get("model name", fields.get("CPU part", ""))
+    return model, {*fields.get("flags", fields.get("Features", "")).split()}
