@@ -9,6 +9,7 @@
 
 #include "engine/memory.h"
 #include "engine/plan.h"
+#include "engine/safetensors.h"
 #include "engine/step.h"
 #include "headgate/isa.h"
 #include "headgate/parallel.h"
@@ -130,12 +131,16 @@ struct Engine::State {
     while (piece > 1 && weights + workspace_bytes(piece) > limit) piece /= 2;
   }
 
-  // Packs weights, the threads taking one operator after another.
+  // Packs weights, the threads taking one operator after another. Weights that are packed are not kept twice.
   void make_steps() {
     steps.resize(plan.ops.size());
+    plan.file->let_go();
     std::atomic<std::size_t> next{0};
     split(threads, 1, threads, [&](int, std::int64_t, std::int64_t) {
-      for (std::size_t i; (i = next.fetch_add(1)) < steps.size();) steps[i] = make_step(plan, plan.ops[i], kernels);
+      for (std::size_t i; (i = next.fetch_add(1)) < steps.size();) {
+        steps[i] = make_step(plan, plan.ops[i], kernels);
+        plan.file->let_go();
+      }
     });
   }
 

@@ -181,6 +181,10 @@ MappedFile::~MappedFile() {
   if (buffer_ == nullptr) ::munmap(const_cast<char*>(bytes_.data()), bytes_.size());
 }
 
+void MappedFile::let_go() const noexcept {
+  if (buffer_ == nullptr) ::madvise(const_cast<char*>(bytes_.data()), bytes_.size(), MADV_DONTNEED);
+}
+
 Safetensors parse_safetensors(std::shared_ptr<const MappedFile> file) {
   const std::string_view bytes = file->bytes(), text = header_of(bytes);
   const Header header(bytes.substr(kPrefix + text.size()));

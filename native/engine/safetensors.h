@@ -31,6 +31,9 @@ class MappedFile {
 
   std::string_view bytes() const { return bytes_; }
 
+  // Gives back the memory of what was read so far; what is read again comes from the file.
+  void let_go() const noexcept;
+
  private:
   MappedFile(std::string_view bytes, std::unique_ptr<char[]> buffer) : buffer_(std::move(buffer)), bytes_(bytes) {}
 
