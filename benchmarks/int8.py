@@ -124,7 +124,8 @@ def main() -> None:
         folder = Path(name)
         file = library_file(dense, x[:CALIBRATION].numpy(), folder)
         engines: dict[str, Runner] = {
-            name: hg.Engine(path, threads=1) for name, path in plans(dense, x, options.density, folder).items()
+            name: hg.Engine(path, threads=1, paths="sparse")
+            for name, path in plans(dense, x, options.density, folder).items()
         }
         for batch in options.batches:
             images = x[:batch].numpy()

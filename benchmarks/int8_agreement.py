@@ -37,7 +37,7 @@ def compare(name: str, data: str, calibration: int, folder: Path) -> dict[str, f
         path = folder / f"{name}-{precision}.hgplan"
         ranges = {"precision": "int8", "calibration": seen} if precision == "int8" else {}
         hg.export(model, path, example_input=images[:1], **ranges)
-        answers[precision] = hg.Engine(path)(images).argmax(1)
+        answers[precision] = hg.Engine(path, paths="sparse")(images).argmax(1)
     return {
         "images": len(labels),
         "top1_float32": float(np.mean(answers["float32"] == labels)),

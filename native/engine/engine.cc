@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cmath>
 #include <mutex>
+#include <new>
 #include <thread>
 
 #include "engine/memory.h"
@@ -99,9 +100,9 @@ std::int64_t decisions_of(const Plan& plan, const Op& op) {
 }
 
 double median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
+  std::sort(values.begin(), values.end());
+  const std::size_t half = values.size() / 2;
+  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
 }
 
 void clear_frame(const Map& map, std::int64_t image) {
@@ -283,6 +284,20 @@ std::vector<PathTimes> Engine::time_paths(const float* input, std::int64_t image
   for (std::size_t i = 0; i < state_->steps.size(); ++i) {
     if (const GatedStep* step = state_->gated(i)) layers.push_back({i, step->path(), 0, {}, {}});
   }
+  if (layers.empty()) return {};
+  // Whatever happens, paths end as they were.
+  struct Restore {
+    const State& state;
+    const std::vector<Timed>& layers;
+    ~Restore() {
+      for (const Timed& layer : layers) {
+        try {
+          state.gated(layer.op)->use(layer.before);
+        } catch (const std::bad_alloc&) {  // it stays on the path that it has
+        }
+      }
+    }
+  } restore{*state_, layers};
   const MapShape out = output_shape();
   std::vector<float> output(images * out.channels * out.height * out.width);
   for (int i = 0; i < 2 * repeats; ++i) {
@@ -300,7 +315,6 @@ std::vector<PathTimes> Engine::time_paths(const float* input, std::int64_t image
   }
   std::vector<PathTimes> all;
   for (const Timed& layer : layers) {
-    state_->gated(layer.op)->use(layer.before);
     all.push_back({state_->plan.ops[layer.op].name, layer.density, median(layer.sparse_ms), median(layer.masked_ms)});
   }
   return all;

@@ -49,6 +49,8 @@ class Int8ConvStep : public Step {
     plain_.emplace(Affine{scaled(gating.partial_scale, weight), per_channel(gating.partial_bias, channels_)});
     final_.emplace(Affine{scaled(gating.final_scale, weight), per_channel(gating.final_bias, channels_)});
     gain_.emplace(padded_);
+    threshold_.emplace(padded_);
+    for (int c = 0; c < channels_; ++c) threshold_->data()[c] = gating.threshold.data[c / group_size()];
     for (int c = 0; gating.granularity == Granularity::group && c < channels_; ++c) {
       gain_->data()[c] = gating.group_scale.data[c / group_size()] / static_cast<float>(group_size());
     }
@@ -70,7 +72,7 @@ class Int8ConvStep : public Step {
     const Map output = context.map(op_.output);
     for (int c = 0; op_.gating && c < padded_; ++c) {
       // Padding never opens.
-      context.scores[c] = c < channels_ ? op_.gating->threshold.data[c / group_size()] + context.shift
+      context.scores[c] = c < channels_ ? threshold_->data()[c] + context.shift
                                         : std::numeric_limits<float>::infinity();
     }
     const std::int64_t scratch = needs(context.layout, context.images).scratch_bytes;
@@ -218,7 +220,7 @@ class Int8ConvStep : public Step {
   const Clamp clamp_;
   Int8Weights base_, rest_;
   std::optional<Affine> plain_, score_, final_;
-  std::optional<Aligned<float>> gain_;
+  std::optional<Aligned<float>> gain_, threshold_;
 };
 
 }  // namespace

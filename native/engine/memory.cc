@@ -52,6 +52,8 @@ double packed_bytes(const Plan& plan) {
     const InputLists& base = op.gating ? op.gating->base : op.groups;
     // Weights, and as much again for the lists of what each of their lanes reads; then the conditional path's.
     floats += 2 * outputs * base.per_block * taps;
+    // Bytes, in lines of 64 for each output and tap at worst.
+    if (op.int8) floats += 16 * outputs * taps * std::ceil(base.per_block / 64.0);
     if (op.gating) floats += outputs * padded(plan.values[op.inputs[0]].channels) * taps;
   }
   return floats * sizeof(float);

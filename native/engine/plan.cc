@@ -1,5 +1,6 @@
 #include "engine/plan.h"
 
+#include <set>
 #include <utility>
 
 #include "engine/attributes.h"
@@ -82,7 +83,12 @@ Plan parse_plan(std::shared_ptr<const MappedFile> mapped, const std::string& whe
   if (plan.output == plan.input) root.reject("output", "a value that an operator writes, not the plan's input");
   root.finish();
   OperatorReader reader(file, plan.values, plan.input, where);
-  for (const Json& op : ops) plan.ops.push_back(reader.read(op));
+  std::set<std::string> names;
+  for (const Json& op : ops) {
+    plan.ops.push_back(reader.read(op));
+    const std::string& name = plan.ops.back().name;
+    if (!names.insert(name).second) throw PlanError(where + ": two operators have the name " + name);
+  }
   reader.finish();
   return plan;
 }

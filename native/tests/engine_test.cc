@@ -118,11 +118,11 @@ TEST(absurd_maps) {
   for (int i = 0; i < 2 * kCopies; ++i) absurd.plan += std::string(i == 0 ? "" : ", ") + R"({"shape": [1, 16384, 16384]})";
   absurd.plan += R"(], "ops": [)";
   for (int i = 1; i <= kCopies; ++i) {
-    absurd.plan += R"({"kind": "activation", "name": "copy", "inputs": [0], "output": )" + std::to_string(i) +
+    absurd.plan += R"({"kind": "activation", "name": "copy)" + std::to_string(i) + R"(", "inputs": [0], "output": )" + std::to_string(i) +
                    R"(, "activation": "relu"}, )";
   }
   for (int i = 1; i < kCopies; ++i) {
-    absurd.plan += std::string(i == 1 ? "" : ", ") + R"({"kind": "add", "name": "sum", "inputs": [)" +
+    absurd.plan += std::string(i == 1 ? "" : ", ") + R"({"kind": "add", "name": "sum)" + std::to_string(i) + R"(", "inputs": [)" +
                    std::to_string(i == 1 ? 1 : kCopies + i - 1) + ", " + std::to_string(i + 1) + R"(], "output": )" +
                    std::to_string(kCopies + i) + R"(, "activation": "none"})";
   }

@@ -87,8 +87,9 @@ TEST(very_many_values) {
 
 TEST(memory) {
   const Plan plan = parse_plan(MappedFile::copy_of(gated_convolutions().bytes()), "m");
-  // Outputs padded to 16: the base path's weights and lists, 2 and 3 inputs of 9 taps and 2 of 1, and 16 inputs of all.
-  CHECK_EQ(packed_bytes(plan), 4.0 * 16 * (2 * (2 * 9 + 1 * 1 + 3 * 9) + 16 * (9 + 1 + 9)));
+  // Outputs padded to 16: the base path's weights and lists, 2 and 3 inputs of 9 taps and 2 of 1, and 16 inputs of all;
+  // in 8 bits, which one of 9 taps is, a line for each output and tap.
+  CHECK_EQ(packed_bytes(plan), 4.0 * 16 * (2 * (2 * 9 + 1 * 1 + 3 * 9) + 16 * (9 + 1 + 9) + 16 * 9));
   refuse_beyond(1e9, 0.6e9, 0.4e9);
   CHECK_THROWS(refuse_beyond(1e9, 0.7e9, 0.4e9), PlanError,
                "needs about 1100 MB of memory for one image (weights 700 MB, maps and buffers 400 MB), and this "

@@ -117,6 +117,7 @@ const std::string kSqueeze = R"(operator 2 (adaptive_avg_pool "squeeze"): )";
 TEST(wrong_data_flow) {
   check_wrong(everything_else(),
               {{R"("name": "max", )", "", "operator 0: name is missing; it must be a string"},
+               {R"("name": "excite")", R"("name": "max")", "two operators have the name max"},
                {R"("kind": "mul")", R"("kind": "div")",
                 R"(operator 3 ("excite"): kind must be one of conv, gated_conv, max_pool, avg_pool, )"
                 R"(adaptive_avg_pool, add, mul, concat, affine, activation, got "div")"},
@@ -313,9 +314,8 @@ TEST(limits) {
   file = PlanFile{R"({"version": 1, "producer": "test", "input": 0, "output": 17, "values": [{"shape": [1024, 1, 1]})"};
   for (int i = 0; i < 17; ++i) file.plan += R"(, {"shape": [1024, 1, 1]})";
   for (int i = 0; i < 17; ++i) {
-    file.plan += (i == 0 ? "], \"ops\": [" : ", ") +
-                 replaced(R"({"kind": "gated_conv", "name": "g", "inputs": [I], "output": )", "I", std::to_string(i)) +
-                 std::to_string(i + 1) +
+    file.plan += std::string(i == 0 ? "], \"ops\": [" : ", ") + R"({"kind": "gated_conv", "name": "g)" +
+                 std::to_string(i) + R"(", "inputs": [)" + std::to_string(i) + R"(], "output": )" + std::to_string(i + 1) +
                  R"(, "weight": "w", "base_inputs": "all", "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1],
 "activation": "none", "granularity": "activation", "decisions": 1024, "two_sided": false, "channel_bound": 0,
 "threshold": "v", "score_scale": "v", "score_bias": "v", "partial_scale": "v", "partial_bias": "v",
@@ -328,7 +328,7 @@ TEST(limits) {
   for (std::size_t i = 0; i < all.size(); ++i) all[i] = i % 1024;
   file.ints("all", {1024, 1024}, all);
   CHECK_THROWS(parse(file.bytes()), PlanError,
-               R"(m: operator 16 (gated_conv "g"): base_inputs and its like of all operators so far list )"
+               R"(m: operator 16 (gated_conv "g16"): base_inputs and its like of all operators so far list )"
                "17825792 input channels, and at most 16777216 are accepted");
 }
 

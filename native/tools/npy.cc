@@ -11,6 +11,7 @@
 #include <cstring>
 #include <fstream>
 #include <limits>
+#include <memory>
 #include <system_error>
 
 #include "engine/json.h"
@@ -152,7 +153,7 @@ std::string header_of(const NpyArray& array) {
 // A new file beside the one that it is to become; removed again unless it was renamed.
 class Temporary {
  public:
-  explicit Temporary(const std::string& target) : target_(target), path_(target + ".XXXXXX") {
+  explicit Temporary(const std::string& target) : target_(resolved(target)), path_(target_ + ".XXXXXX") {
     file_ = ::mkstemp(path_.data());
     if (file_ < 0) fail();
   }
@@ -181,6 +182,15 @@ class Temporary {
   }
 
  private:
+  // Through a link: what it points to is replaced, not the link. Devices and pipes cannot be.
+  static std::string resolved(const std::string& target) {
+    struct stat status {};
+    if (::stat(target.c_str(), &status) != 0) return target;
+    if (!S_ISREG(status.st_mode)) throw NpyError(target + ": cannot write: not a regular file");
+    const std::unique_ptr<char, decltype(&std::free)> real(::realpath(target.c_str(), nullptr), &std::free);
+    return real != nullptr ? std::string(real.get()) : target;
+  }
+
   [[noreturn]] void fail() const {
     throw NpyError(target_ + ": cannot write: " + std::generic_category().message(errno));
   }

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headgate.errors import BackendError, ConfigError, DtypeError, PlanError, ShapeError
-from headgate.tuning import PATHS, ConditionalPath, PathChoice, check_path, recall, remember
+from headgate.tuning import PATHS, ConditionalPath, PathChoice, PlanFile, check_path, recall, remember
 
 __all__ = ["Engine", "LayerStats", "PathChoice"]
 
@@ -93,7 +93,7 @@ class Engine:
             raise MemoryError(f"{os.fsdecode(path)}: not enough memory to load the plan") from None
         self._shape: tuple[int, int, int] = self._engine.input_shape
         self._isa: str = native.active_isa()
-        self._path = path
+        self._file = PlanFile.of(os.fsdecode(path))
         self._choose(paths)
 
     @property
@@ -113,17 +113,19 @@ class Engine:
         return int(self._engine.threads)
 
     def _choose(self, paths: str | Mapping[str, ConditionalPath]) -> None:
+        if not isinstance(paths, (str, Mapping)):
+            raise ConfigError(f"paths must be a name or a mapping, got {type(paths).__name__}")
         gated = [layer.name for layer in self.stats() if layer.path]
         if isinstance(paths, str) and paths in PATHS:
             chosen = dict.fromkeys(gated, check_path("all layers", paths))
         elif isinstance(paths, str) and paths != "tuned":
             raise ConfigError(f"paths must be one of tuned, {', '.join(PATHS)}, or a mapping, got {paths!r}")
         else:
-            tuned = recall(self._path, isa=self._isa, threads=self.threads)
+            tuned = recall(self._file, isa=self._isa, threads=self.threads)
             chosen = {name: path for name, path in tuned.items() if name in gated}
             for name, path in () if isinstance(paths, str) else paths.items():
                 if name not in gated:
-                    raise ConfigError(f"paths must name gated convolutions of the plan, got {name!r}")
+                    raise ConfigError(f"paths must name gated convolutions that have both paths, got {name!r}")
                 chosen[name] = check_path(name, path)
         for name, path in chosen.items():
             self._engine.set_path(name, path == "masked")
@@ -184,22 +186,27 @@ class Engine:
             images: as for a call, at least one.
             repeats: of each path; medians count.
             keep: remember the choice for later engines of the same plan, CPU, instruction set and number of threads.
-        Returns: a choice for each gated convolution, in order of execution.
+        Returns: a choice for each gated convolution that has both paths, in order of execution.
         Raises:
             ShapeError, DtypeError: as for a call; or there are no images.
             ConfigError: repeats < 1.
-            CheckpointError: the choice cannot be written; the engine has it nevertheless.
+            CheckpointError: the choice cannot be kept, or the file is no longer what was loaded; the engine has the
+                choice nevertheless.
+            MemoryError: there is not enough for the weights of both paths.
         """
         array = self._check(images)
         if len(array) == 0:
             raise ShapeError("images must be at least one, got none")
         if repeats < 1:
             raise ConfigError(f"repeats must be ≥ 1, got {repeats}")
-        choices = [PathChoice.of_times(*times) for times in self._engine.time_paths(array, repeats)]
+        try:
+            choices = [PathChoice.of_times(*times) for times in self._engine.time_paths(array, repeats)]
+        except MemoryError:
+            raise MemoryError("not enough memory to hold the weights of both paths; choose them by name") from None
         for choice in choices:
             self._engine.set_path(choice.name, choice.path == "masked")
-        if keep:
-            remember(self._path, isa=self._isa, threads=self.threads, batch=len(array), choices=choices)
+        if keep and choices:
+            remember(self._file, isa=self._isa, threads=self.threads, batch=len(array), choices=choices)
         return choices
 
     def stats(self) -> list[LayerStats]:

@@ -23,9 +23,12 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     A reader, and a crash, see the old file or the new one, never a part. If the block raises, the temporary file is
     removed and `path` is as it was.
 
-    Raises: CheckpointError: the block, or putting the file in place, failed for want of space, rights or a folder.
+    Raises: CheckpointError: the block, or putting the file in place, failed for want of space, rights or a folder; or
+        `path` is there and no regular file.
     """
     target = Path(os.path.realpath(path))  # through a link: replace what it points to, not the link
+    if target.exists() and not (target.is_file() or target.is_dir()):  # to rename over a folder fails by itself
+        raise CheckpointError(f"cannot write {target}: not a regular file")
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
         yield part

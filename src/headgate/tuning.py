@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, cast, get_args
@@ -50,6 +49,41 @@ class PathChoice:
         return cls(name=name, density=density, sparse_ms=sparse_ms, masked_ms=masked_ms, path=path)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlanFile:
+    """A plan file as it was when an engine loaded it.
+
+    Attributes:
+        path: absolute.
+        stamp: device, inode, size and time of change.
+    """
+
+    path: Path
+    stamp: tuple[int, int, int, int]
+
+    @classmethod
+    def of(cls, path: str) -> PlanFile:
+        """The file that is there now."""
+        absolute = Path(path).absolute()
+        return cls(path=absolute, stamp=_stamp(absolute))
+
+    def digest(self) -> str:
+        """Of its contents.
+
+        Raises: OSError: it cannot be read, or is another than it was.
+        """
+        with self.path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if _stamp(self.path) != self.stamp:
+            raise OSError(f"{self.path} changed since it was loaded")
+        return digest
+
+
+def _stamp(path: Path) -> tuple[int, int, int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def check_path(layer: str, path: str) -> ConditionalPath:
     """`path`, if there is such a path.
 
@@ -60,17 +94,17 @@ def check_path(layer: str, path: str) -> ConditionalPath:
     return cast(ConditionalPath, path)
 
 
-def remember(plan: str | os.PathLike[str], *, isa: str, threads: int, batch: int, choices: list[PathChoice]) -> Path:
+def remember(plan: PlanFile, *, isa: str, threads: int, batch: int, choices: list[PathChoice]) -> Path:
     """Keep what was measured for a plan's contents, this CPU, instruction set and number of threads.
 
     Returns: the file, below `$XDG_CACHE_HOME/headgate/paths` (default `~/.cache`).
-    Raises: CheckpointError: it cannot be written, or the plan is no longer there.
+    Raises: CheckpointError: it cannot be written, or the plan is no longer what was loaded.
     """
-    folder = _folder()
     try:
+        folder = _folder()
         circumstances = _circumstances(plan, isa, threads)
-    except OSError as error:
-        raise CheckpointError(f"cannot remember what was measured: {plan} cannot be read: {error.strerror}") from error
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"cannot remember what was measured: {error}") from error
     record = circumstances | {"batch": batch, "layers": [asdict(choice) for choice in choices]}
     with contextlib.suppress(OSError):  # writing below it says what is wrong
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,25 +113,26 @@ def remember(plan: str | os.PathLike[str], *, isa: str, threads: int, batch: int
     return file
 
 
-def recall(plan: str | os.PathLike[str], *, isa: str, threads: int) -> dict[str, ConditionalPath]:
+def recall(plan: PlanFile, *, isa: str, threads: int) -> dict[str, ConditionalPath]:
     """The path of each layer as remembered for these circumstances; empty where nothing is.
 
-    A file that cannot be read counts as none.
+    A file that cannot be read counts as none, and so does a user without a home.
     """
-    folder = _folder()
-    if not folder.is_dir():  # nothing was ever remembered: save reading the plan for its digest
-        return {}
-    expected = _circumstances(plan, isa, threads)
-    file = folder / _file_name(expected)
+    file: Path | None = None
     try:
+        folder = _folder()
+        if not folder.is_dir():  # nothing was ever remembered: save reading the plan for its digest
+            return {}
+        expected = _circumstances(plan, isa, threads)
+        file = folder / _file_name(expected)
         record = json.loads(file.read_text("utf-8"))
         if any(record[key] != value for key, value in expected.items()):
             return {}
         return {str(layer["name"]): check_path(layer["name"], layer["path"]) for layer in record["layers"]}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        _LOG.info("%s is unusable (%s) and ignored; tune the engine again", file, error)
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # deep nesting is a RuntimeError
+        _LOG.info("%s: what was tuned is unusable (%s) and ignored", file or plan.path, error)
         return {}
 
 
@@ -105,10 +140,8 @@ def _folder() -> Path:
     return cache_folder() / "paths"
 
 
-def _circumstances(plan: str | os.PathLike[str], isa: str, threads: int) -> dict[str, Any]:
-    with Path(plan).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"version": VERSION, "plan": digest, "cpu": cpu_model(), "isa": isa, "threads": threads}
+def _circumstances(plan: PlanFile, isa: str, threads: int) -> dict[str, Any]:
+    return {"version": VERSION, "plan": plan.digest(), "cpu": cpu_model(), "isa": isa, "threads": threads}
 
 
 def _file_name(circumstances: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +146,10 @@ def test_errors(cache: Path, tmp_path: Path) -> None:
     engine = hg.Engine(path)
     with pytest.raises(ConfigError, match=r"paths must be one of tuned, sparse, masked, or a mapping, got 'fast'"):
         hg.Engine(path, paths="fast")
-    with pytest.raises(ConfigError, match=r"paths must name gated convolutions of the plan, got 'nowhere'"):
+    with pytest.raises(ConfigError, match=r"paths must name gated convolutions that have both paths, got 'nowhere'"):
         hg.Engine(path, paths={"nowhere": "sparse"})
+    with pytest.raises(ConfigError, match=r"paths must be a name or a mapping, got list"):
+        hg.Engine(path, paths=["sparse"])  # type: ignore[arg-type]
     name = next(layer.name for layer in engine.stats() if layer.path)
     with pytest.raises(ConfigError, match=rf"the path of {name} must be one of sparse, masked, got 'dense'"):
         hg.Engine(path, paths={name: "dense"})  # type: ignore[dict-item]
@@ -160,5 +163,30 @@ def test_errors(cache: Path, tmp_path: Path) -> None:
         engine.tune(x, repeats=1)
     cache.unlink()
     path.unlink()
-    with pytest.raises(CheckpointError, match=r"cannot be read"):
+    with pytest.raises(CheckpointError, match=r"cannot remember what was measured: .*No such file"):
         engine.tune(x, repeats=1)
+    path.write_bytes(b"another file")
+    with pytest.raises(CheckpointError, match=r"changed since it was loaded"):
+        engine.tune(x, repeats=1)
+
+
+@pytest.mark.parametrize("home", [None, "/dev/null/no/home"])
+def test_no_home_is_no_obstacle(home: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, x = plan(tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    if home is None:
+        monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    else:
+        monkeypatch.setenv("HOME", home)
+    engine = hg.Engine(path)
+    with pytest.raises(CheckpointError):
+        engine.tune(x, repeats=1)
+    engine(x)
+
+
+def test_a_special_file_is_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        hg.export(nn.Sequential(nn.Conv2d(3, 4, 3)), pipe, example_input=torch.zeros(1, 3, 8, 8))
+    assert pipe.is_fifo()

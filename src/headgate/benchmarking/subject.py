@@ -162,7 +162,7 @@ def _gated_network(
     request: Request, name: str, plan: Path, images: Images, origin: str, decisions: dict[str, Decisions]
 ) -> Network:
     """Run the engine once over all images, for densities and MACs; compare them with torch's decisions."""
-    engine = Engine(plan)
+    engine = Engine(plan, paths="sparse")
     engine(images)
     stats = [layer for layer in engine.stats() if layer.executed_macs]
     density = {layer.name: layer.density for layer in stats if layer.decisions}

@@ -206,7 +206,7 @@ class Bench:
         yield Candidate(library.title, network, kind, dtype, run)
 
     def _engine(self, network: Network, kind: NetworkKind, batch: int) -> Candidate:
-        engine = Engine(network.plan, threads=self.threads)
+        engine = Engine(network.plan, threads=self.threads, paths="sparse")
         if network.module is not None:
             images = network.images[:batch]
             check_output(f"headgate, {network.name}", engine(images), reference(network, images), "float32")
@@ -220,7 +220,7 @@ class Bench:
         export(torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1)).eval(), tiny, example_input=torch.zeros(1, 1, 1, 1))
         engine, image = Engine(tiny, threads=self.threads), np.zeros((1, 1, 1, 1), np.float32)
         overhead = repeated(lambda: engine(image), CALLS)
-        loads = repeated(lambda: Engine(plan, threads=self.threads), LOADS)
+        loads = repeated(lambda: Engine(plan, threads=self.threads, paths="sparse"), LOADS)
         return Call(
             overhead_us=Spread.of([1e6 * value for value in overhead]),
             load_ms=Spread.of([1e3 * value for value in loads]),
