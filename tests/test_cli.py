@@ -73,6 +73,10 @@ def test_export_explains(
     assert len([*(tmp_path / "headgate" / "paths").iterdir()]) == 1
     assert cli.main(["export", str(runs / "gated"), str(plan), "--explain", "--batch", "0"]) == 1
     assert "batch must be" in capsys.readouterr().err
+    before = plan.read_bytes()
+    assert cli.main(["export", str(runs / "gated"), str(plan), "--explain", "--threads", "0"]) == 1
+    assert "threads must be" in capsys.readouterr().err
+    assert plan.read_bytes() == before
     arguments = ["export", "resnet20-cifar10-group", str(plan), "--image", "3", "32", "32", "--explain"]
     assert cli.main(arguments) == 1
     assert "data must be given" in capsys.readouterr().err

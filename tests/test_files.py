@@ -129,3 +129,10 @@ def test_no_folder_and_a_folder_in_the_way(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="Is a directory"):
         write_atomic(tmp_path / "taken", b"")
     assert [entry.name for entry in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_file_that_a_library_made_for_its_owner_alone(tmp_path: Path) -> None:
+    (tmp_path / "usual").touch()
+    with atomic_write(tmp_path / "ours") as part:
+        part.touch(mode=0o600)
+    assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == stat.S_IMODE((tmp_path / "usual").stat().st_mode)

@@ -31,7 +31,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise CheckpointError(f"cannot write {target}: not a regular file")
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
+        mode = _mode_of_new(part)
         yield part
+        part.chmod(mode)  # a library may have made it for its owner alone
         _sync(part)
         part.replace(target)
         with contextlib.suppress(OSError):  # some file systems cannot synchronise a folder
@@ -60,6 +62,14 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
                 left = left[os.write(descriptor, left) :]
         finally:
             os.close(descriptor)
+
+
+def _mode_of_new(path: Path) -> int:
+    """The permissions that a new file has there; it is gone again."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    mode = path.stat().st_mode
+    path.unlink()
+    return mode
 
 
 def cache_folder() -> Path:

@@ -59,11 +59,13 @@ class Export:
             batches = test_batches(model, config, name=self.model, data=self.data, limit=count)
             return torch.cat([batch for batch, *_ in batches]).contiguous()
 
-        calibration = images("calibration", self.calibration) if self.precision == "int8" else None
-        timed = images("batch", self.batch).numpy() if self.explain else None
         shape = self.image or trained_shape(Path(self.model))
         if min(shape) < 1:
             raise ConfigError(f"image must be channels, height and width, each ≥ 1, got {shape}")
+        if self.threads < 1:
+            raise ConfigError(f"threads must be ≥ 1, got {self.threads}")
+        calibration = images("calibration", self.calibration) if self.precision == "int8" else None
+        timed = images("batch", self.batch).numpy() if self.explain else None
         report = export(
             model,
             self.plan,
