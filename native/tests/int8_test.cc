@@ -83,13 +83,13 @@ Expected expected(const Int8Problem& p, const Int8Ending& e) {
     std::vector<float> sum(channels), score(channels);
     for (int c = 0; c < channels; ++c) {
       sum[c] = static_cast<float>(sums[pixel * channels + c]);
-      if (e.kind == Int8Epilogue::plain || e.kind == Int8Epilogue::raw) continue;
+      if (e.kind == Int8Epilogue::plain) continue;
       score[c] = sum[c] * e.common.score_scale[c];
       score[c] = score[c] + e.common.score_bias[c];
       if (e.common.two_sided) score[c] = e.common.center - std::abs(score[c]);
     }
     for (int c = 0; c < channels; ++c) {
-      bool open = e.kind == Int8Epilogue::raw;
+      bool open = false;
       if (e.kind == Int8Epilogue::gate) open = score[c] > e.common.threshold[c];
       if (e.kind == Int8Epilogue::group) {
         const auto first = score.begin() + c / size * size;
@@ -181,9 +181,8 @@ void check(const Int8Problem& p) {
     bool residual, two_sided;
   };
   for (const Variant& v : {Variant{Int8Epilogue::plain, false, false}, Variant{Int8Epilogue::plain, true, false},
-                           Variant{Int8Epilogue::raw, false, false}, Variant{Int8Epilogue::gate, true, false},
-                           Variant{Int8Epilogue::gate, false, true}, Variant{Int8Epilogue::group, true, true},
-                           Variant{Int8Epilogue::group, false, false}}) {
+                           Variant{Int8Epilogue::gate, true, false}, Variant{Int8Epilogue::gate, false, true},
+                           Variant{Int8Epilogue::group, true, true}, Variant{Int8Epilogue::group, false, false}}) {
     const bool masked = v.kind == Int8Epilogue::gate || v.kind == Int8Epilogue::group;
     if (v.kind == Int8Epilogue::gate && p.decisions != p.shape.out_channels) continue;
     const Int8Ending ending = p.ending(v.kind, v.residual, v.two_sided, nullptr);

@@ -35,7 +35,6 @@ struct Int8View {
 
 enum class Int8Epilogue {
   plain,  // output = clamp( sum · scale + bias (+ residual) )
-  raw,    // output = sum, as float32
   gate,   // as Epilogue::gate
   group,  // one decision for adjacent channels: gain · Σ n > threshold
 };
