@@ -188,7 +188,7 @@ class Table:
                     if Recipe.from_dict(json.loads((path / "recipe.json").read_text())) != self.recipe(name, seed):
                         raise SystemExit(f"{path} holds a run of other options; choose another --out")
                     found[key] = self.entry(path) | {"title": variant.title, "recipe": identity}
-                elif known.get(key, {}).get("recipe") == identity:
+                elif key in known and Recipe.from_dict(known[key]["recipe"]) == Recipe.from_dict(identity):
                     found[key] = known[key] | {"title": variant.title}
         return found
 

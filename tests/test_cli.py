@@ -11,6 +11,7 @@ from PIL import Image
 
 from headgate import cli
 from headgate.checkpoint import Preprocess, save
+from headgate.cli.train import Train
 from headgate.models import create
 
 
@@ -105,6 +106,12 @@ def test_models_lists_recipes_and_architectures(capsys: pytest.CaptureFixture[st
         (["train", "digits-cnn", "--granularity", "pixel"], "granularity must be one of"),
         (["train", "digits-cnn", "--groups", "0"], "groups must be an integer ≥ 1"),
         (["train", "digits-cnn", "--groups", "1000"], "1000"),
+        (["train", "digits-cnn", "--target", "nan"], "target must be a finite number, got nan"),
+        (["train", "digits-cnn", "--epochs", "-1"], "epochs must be ≥ 1, got -1"),
+        (["train", "digits-cnn", "--num-classes", "0"], "num_classes must be ≥ 1, got 0"),
+        (["train", "digits-cnn", "--lr", "1e40"], "lr must be in (0, 1000]"),
+        (["train", "digits-cnn", "--dense", "--channel-bound", "0.1"], "got also channel_bound"),
+        (["train", "resnet20-cifar10", "--data", "digits"], "digits has images of 1 channels, the network takes 3"),
         (["train", "resnet20-cifar10", "--data", "/no/such/folder"], "/no/such/folder"),
         (["train", "digits-cnn", "--init-from", "/no/such.safetensors"], "/no/such.safetensors"),
         (["eval", "/no/such.safetensors", "--data", "digits"], "/no/such.safetensors"),
@@ -126,6 +133,42 @@ def test_errors_of_use_are_clear_and_leave_nothing(
     assert message in " ".join(shown.split())
     assert "Traceback" not in shown
     assert not list(tmp_path.iterdir())
+
+
+def test_options_reach_the_recipe() -> None:
+    gate = {
+        "grouped": False,
+        "shuffle": False,
+        "threshold": 0.5,
+        "slope": 3.0,
+        "channel_bound": 0.1,
+        "exclude": ("fc*",),
+    }
+    budget = {"target": 1.0, "weight": 1e-3, "weight_final": 1e-2, "slope_final": 4.0}
+    recipe = Train(recipe="digits-cnn", **gate, **budget).to_recipe()  # type: ignore[arg-type]
+    assert recipe.gate is not None
+    assert recipe.budget is not None
+    assert {name: getattr(recipe.gate, name) for name in gate} == gate
+    assert {name: getattr(recipe.budget, name) for name in budget} == budget
+
+
+def test_another_goal_replaces_the_papers_way_to_its_target() -> None:
+    for goal, steering in (({"target": 1.0}, "pull"), ({"mac_reduction": 3.0}, "threshold")):
+        budget = Train(recipe="resnet18-cifar10-paper", **goal).to_recipe().budget  # type: ignore[arg-type]
+        assert budget is not None
+        assert budget.steering == steering
+        assert {name: getattr(budget, name) for name in ("target", "mac_reduction")} == (
+            dict.fromkeys(("target", "mac_reduction")) | goal
+        )
+
+
+def test_a_gated_checkpoint_is_no_start(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gated = runs / "gated" / "model.safetensors"
+    out = tmp_path / "run"
+    assert cli.main(["train", "digits-cnn", "--epochs", "1", "--init-from", str(gated), "--out", str(out)]) == 1
+    shown = " ".join(capsys.readouterr().err.split())
+    assert f"init_from must be a dense checkpoint, got {gated}" in shown
+    assert not out.exists()
 
 
 def test_an_unusable_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

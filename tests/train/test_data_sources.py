@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
+from headgate import recipes
 from headgate.errors import ConfigError, DataError
+from headgate.train import DataConfig
 from headgate.train import data as data_module
 from headgate.train.augment import CIFAR10_NORMALISE, DIGITS_NORMALISE
 from headgate.train.data import ImageTensors, load_digits, load_in_memory
+from headgate.train.prepare import make_loaders
 from headgate.train.sources import open_rows
 
 
@@ -185,6 +189,25 @@ def test_label_outside_the_classes(tmp_path: Path, label: int) -> None:
     file = write_parquet(tmp_path / "x.parquet", [encode(p) for p in pictures(2)], [0, label], ["a", "b"])
     with pytest.raises(DataError, match=rf"x.parquet, row 1: expected a label in 0…1, got {label}"):
         load_in_memory(file, "train")
+
+
+def test_the_split_that_evaluation_reads_can_be_named(tmp_path: Path) -> None:
+    """As of ImageNet: "test" is there, and has no labels."""
+    for split, labels in (("train", [0, 1]), ("validation", [1, 0]), ("test", [-1, -1])):
+        write_parquet(tmp_path / f"{split}.parquet", [encode(p) for p in pictures(2)], labels, ["a", "b"])
+    data = DataConfig(source=str(tmp_path), augment="none", test_split="validation")
+    recipe = replace(recipes.get("digits-cnn"), data=data, batch_size=2)
+    recipe = replace(recipe, architecture=replace(recipe.architecture, num_classes=2, in_channels=3))
+    loaders = make_loaders(recipe, 0, 1, torch.device("cpu"))
+    assert [batch[1].tolist() for batch in loaders.test()] == [[1, 0]]
+    with pytest.raises(DataError, match=r"test\.parquet, row 0: expected a label in 0…1, got -1"):
+        make_loaders(replace(recipe, data=replace(data, test_split="test")), 0, 1, torch.device("cpu"))
+
+
+def test_an_empty_split(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train.parquet", [], [], ["a", "b"])
+    with pytest.raises(DataError, match=r"expected images in split 'train', got none"):
+        load_in_memory(tmp_path, "train")
 
 
 def test_undecodable_image_names_file_and_row(tmp_path: Path) -> None:

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import headgate.train.loop as loop
 from headgate import recipes
 from headgate.checkpoint import load
 from headgate.counting import Counts
-from headgate.errors import CheckpointError, DataError, DivergedError
-from headgate.nn import GateConfig, shift_thresholds_
+from headgate.errors import CheckpointError, ConfigError, DataError, DivergedError
+from headgate.nn import GateConfig, gated_layers, shift_thresholds_
 from headgate.train import BudgetConfig, DataConfig, DistillConfig, InterruptedRun, Recipe, evaluate, train
 from headgate.train.log import read_metrics
 from headgate.train.prepare import evaluation_batches
@@ -134,6 +135,63 @@ def test_nan_stops_with_step_and_keeps_the_last_state(tmp_path: Path, monkeypatc
     assert not (tmp_path / "model.safetensors").exists()
 
 
+def test_weights_that_go_bad_in_the_last_step_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clamp, calls, steps = loop.clamp_thresholds_, 0, 22  # of an epoch
+
+    def spoiling(model: torch.nn.Module, pulled_to: float) -> None:
+        nonlocal calls
+        clamp(model, pulled_to)
+        calls += 1
+        if calls == 2 * steps:
+            with torch.no_grad():
+                next(model.parameters()).view(-1)[0] = float("inf")
+
+    monkeypatch.setattr(loop, "clamp_thresholds_", spoiling)
+    message = r"weights are not finite before step 0 of epoch 2; the last good state is kept in .*state\.safetensors"
+    with pytest.raises(DivergedError, match=message):
+        train(recipe(), tmp_path, console=False)
+    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "state.safetensors").values())
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_the_loss_alone_pulls_thresholds_to_a_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, slopes = [], []
+    threshold_loss = loop.threshold_loss
+
+    def noting(model: torch.nn.Module, target: float, weight: float) -> torch.Tensor:
+        weights.append(weight)
+        slopes.append(next(iter(gated_layers(model).values())).gate.slope)
+        return threshold_loss(model, target, weight)
+
+    monkeypatch.setattr(loop, "threshold_loss", noting)
+    gate = GateConfig(groups=4, threshold=-1.0, slope=2.0)
+    budget = BudgetConfig(target=4.0, steering="pull", weight=0.0001, weight_final=0.2, slope_final=3.0)
+    result = train(recipe(gate=gate, budget=budget, epochs=4), tmp_path, console=False)
+    offsets = [line["offset"] for line in read_metrics(tmp_path) if line["kind"] == "train"]
+    assert offsets == [0.0] * len(offsets)  # nothing but the loss moves them
+    thresholds = [layer.gate.threshold for layer in gated_layers(load(result.folder / "model.safetensors")).values()]
+    assert all((value > 2.0).all() and (value <= 7.0).all() for value in thresholds)
+    assert weights[0] == pytest.approx(0.0001)
+    assert slopes[0] == 2.0
+    assert weights == sorted(weights)
+    assert slopes == sorted(slopes)
+    assert weights[-1] == pytest.approx(0.2, rel=0.02)
+    assert slopes[-1] == pytest.approx(3.0, rel=0.02)
+
+
+def test_a_state_of_before_an_option_existed_goes_on(tmp_path: Path) -> None:
+    """Options are added with defaults that change nothing; a run must survive an update of headgate."""
+    train(recipe(epochs=1), tmp_path, console=False)
+    (tmp_path / "summary.json").unlink()
+    state = tmp_path / "state.safetensors"
+    with safe_open(state, "pt") as file:
+        header = json.loads(file.metadata()["headgate.state"])
+    del header["recipe"]["budget"]["weight_final"]
+    save_file(load_file(state), state, metadata={"headgate.state": json.dumps(header)})
+    train(recipe(epochs=1), tmp_path, console=False)
+    assert (tmp_path / "summary.json").exists()
+
+
 def test_full_disk_keeps_the_earlier_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import headgate.train.state as state
 
@@ -214,7 +272,7 @@ if torch.distributed.is_initialized():
     torch.distributed.destroy_process_group()  # or its threads may outlive the interpreter and abort it
 """
 LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-ENVIRONMENT = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.mark.parametrize("granularity", ["activation", "group"])
@@ -241,6 +299,13 @@ def test_two_processes_train_like_one(tmp_path: Path, granularity: str) -> None:
     counts = [Counts.load(tmp_path / name / "counts.json") for name in ("one", "two")]
     assert counts[0].images == counts[1].images == 360
     assert counts[1].executed_macs == pytest.approx(counts[0].executed_macs, rel=7e-3)
+
+
+def test_processes_that_do_not_find_each_other_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")  # of a launcher that set nothing else
+    with pytest.raises(ConfigError, match=r"2 processes were launched \(WORLD_SIZE\), but 1 found each other"):
+        train(recipe(epochs=1), tmp_path / "run", console=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_processes_that_see_different_folders_are_told(tmp_path: Path) -> None:

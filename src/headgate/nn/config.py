@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Literal, get_args
 
 from headgate.errors import ConfigError
 
 Granularity = Literal["activation", "channel", "group", "l1norm", "fc"]
 NormMode = Literal["separate", "shared"]
+
+
+def require_finite(name: str, value: object) -> None:
+    """Raises ConfigError: an option that must be a finite number is something else."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ConfigError(f"{name} must be a finite number, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +58,8 @@ class GateConfig:
         for name, choices in (("granularity", get_args(Granularity)), ("norm", get_args(NormMode))):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        for name in ("threshold", "slope", "channel_bound"):
+            require_finite(name, getattr(self, name))
         if not self.slope > 0:
             raise ConfigError(f"slope must be > 0, got {self.slope!r}")
         if not 0 <= self.channel_bound <= 1:

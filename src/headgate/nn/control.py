@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from headgate.errors import ConfigError, ModelError
+from headgate.nn.config import require_finite
 from headgate.nn.gated_conv import GatedConv2d, Observation, Observer
 
 
@@ -67,9 +68,11 @@ def threshold_loss(model: nn.Module, target: float, weight: float = 1e-4) -> Flo
     Args:
         target: T, in standard deviations.
         weight: λ.
-    Raises: ModelError: nothing is gated.
+    Raises: ModelError: nothing is gated. ConfigError: a number that is not finite.
     Source: Hua et al., NeurIPS 2019, appendix A.1.
     """
+    require_finite("target", target)
+    require_finite("weight", weight)
     terms = [(target - layer.gate.threshold).square().sum() for layer in _require_gated(model).values()]
     return weight * torch.stack(terms).sum()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from headgate.errors import CheckpointError, ConfigError
+from headgate.errors import CheckpointError, ConfigError, HeadgateError
 
 if TYPE_CHECKING:
     from headgate.counting import Counts
@@ -65,6 +65,7 @@ def read_run(folder: str | Path) -> Run:
     Raises: CheckpointError: it is missing, holds no run, one that is not finished, or a file that is damaged.
     """
     from headgate.counting import Counts
+    from headgate.train import Recipe
     from headgate.train.log import read_metrics
     from headgate.train.loop import COUNTS, MODEL, RECIPE, SUMMARY
 
@@ -73,6 +74,11 @@ def read_run(folder: str | Path) -> Run:
         raise CheckpointError(f"expected the folder of a run, found no folder {folder}; make one with headgate train")
     if not (folder / RECIPE).is_file():
         raise CheckpointError(f"{folder} holds no run: {RECIPE} is missing; give a folder that headgate train wrote")
+    recipe = _read_object(folder / RECIPE)
+    try:
+        Recipe.from_dict(recipe)
+    except HeadgateError as error:
+        raise CheckpointError(f"{folder / RECIPE} cannot be read: {error}") from error
     missing = [name for name in (SUMMARY, COUNTS, MODEL) if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
@@ -84,7 +90,7 @@ def read_run(folder: str | Path) -> Run:
         raise CheckpointError(f"{folder / SUMMARY} names no accuracy; train again, or give another run")
     return Run(
         folder=folder,
-        recipe=_read_object(folder / RECIPE),
+        recipe=recipe,
         summary=summary,
         counts=Counts.load(folder / COUNTS),
         metrics=read_metrics(folder),

@@ -115,10 +115,11 @@ def _read_images(run: Run, source: str | None, images: int, channels: int) -> tu
     where = source or options.get("source")
     if not where:
         raise DataError("the recipe names no dataset; give one as data")
+    split = options.get("test_split", "test")
     if options.get("loading") != "stream":
-        data = load_in_memory(where, "test", channels=channels)
+        data = load_in_memory(where, split, channels=channels)
         return data.subset(_spread(len(data), images)), len(data)
-    rows = open_rows(where, "test", stream=True)
+    rows = open_rows(where, split, stream=True)
     transform = ImageSizes(size=int(options.get("size", 224))).test_transform()
     index = _spread(len(rows.labels), images)
     pictures = [transform(decode(rows.read(int(i)), channels, rows.origin(int(i)))) for i in index]

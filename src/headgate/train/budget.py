@@ -41,6 +41,8 @@ class Steering(ABC):
     """What keeps a run on its budget. Its state is a dict of floats, saved with the checkpoint."""
 
     offset: float = 0.0
+    pulled_to: float = 0.0
+    """Where the threshold loss pulls the thresholds: 0 where the offset is T, so that it pulls at their spread."""
 
     @abstractmethod
     def penalty(self, executed_share: Tensor) -> Tensor | None:
@@ -75,6 +77,22 @@ class FixedTarget(Steering):
 
     def state(self) -> dict[str, float]:
         return {"offset": self.offset}
+
+
+class PulledTarget(Steering):
+    """The threshold loss alone takes the thresholds to T (appendix A.1): nothing is steered."""
+
+    def __init__(self, target: float) -> None:
+        self.pulled_to = target
+
+    def penalty(self, executed_share: Tensor) -> Tensor | None:
+        return None
+
+    def update(self, executed_share: float, progress: float) -> None:
+        pass
+
+    def state(self) -> dict[str, float]:
+        return {}
 
 
 class ThresholdSteering(Steering):
@@ -144,6 +162,8 @@ def make_steering(budget: BudgetConfig, base_share: float) -> Steering | None:
         return None
     closing = budget.close_epochs > 0
     if budget.target is not None:
+        if budget.steering == "pull":
+            return PulledTarget(budget.target)
         return FixedTarget(budget.target, closing=closing)
     assert budget.mac_reduction is not None
     if 1 / budget.mac_reduction <= base_share * 1.001:

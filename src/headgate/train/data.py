@@ -84,6 +84,8 @@ def load_in_memory(source: str | Path, split: str, *, channels: int = 3, cache: 
     if source == "digits":
         return load_digits(split)
     rows = open_rows(source, split)
+    if not len(rows.labels):
+        raise DataError(f"{source}: expected images in split '{split}', got none; check its files")
     cached = _cache_file(rows, channels) if cache else None
     if cached is not None and (data := _read_cache(cached)) is not None:
         return data

@@ -32,7 +32,7 @@ def find_model(name: str) -> tuple[nn.Module, DataConfig | None]:
             raise CheckpointError(f"{path} holds no finished run: {MODEL} is missing; finish it with headgate train")
         try:
             config = Recipe.from_dict(json.loads((path / RECIPE).read_text())).data
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError) as error:
             raise CheckpointError(f"{path / RECIPE} is missing or damaged ({error}); name {path / MODEL}") from error
         return load(path / MODEL), config
     if path.exists() or path.suffix == ".safetensors":

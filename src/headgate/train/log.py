@@ -115,13 +115,16 @@ class Meter:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; a last line cut off by a crash is left out."""
+    """The lines of a run's metrics.jsonl, up to the first that a crash cut off or something else damaged."""
     path = folder / METRICS
     lines: list[dict[str, Any]] = []
     if path.exists():
-        for line in path.read_text().splitlines():
+        for line in path.read_text("utf-8", errors="replace").splitlines():
             try:
-                lines.append(json.loads(line))
+                values = json.loads(line)
             except ValueError:
                 break
+            if not isinstance(values, dict) or not {"kind", "step"} <= values.keys():
+                break
+            lines.append(values)
     return lines

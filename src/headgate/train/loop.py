@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,10 +15,9 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from headgate.checkpoint import load, save
-from headgate.convert import gate_
+from headgate.checkpoint import save
 from headgate.counting import MacLedger
-from headgate.errors import CheckpointError, DivergedError, HeadgateError, ModelError
+from headgate.errors import CheckpointError, ConfigError, DivergedError, HeadgateError, ModelError
 from headgate.files import atomic_write
 from headgate.fusion import fuse, set_sync_
 from headgate.nn import GatedConv2d, Observation, gated_layers, observe, threshold_loss
@@ -27,8 +27,10 @@ from headgate.train.evaluate import Evaluation, evaluate
 from headgate.train.interrupt import interruptible
 from headgate.train.log import Meter, RunLog
 from headgate.train.losses import task_loss
+from headgate.train.networks import build_model, load_teacher
+from headgate.train.optimiser import clamp_thresholds_, make_optimiser
 from headgate.train.prepare import Loaders, make_loaders
-from headgate.train.recipe import BudgetConfig, DistillConfig, Recipe
+from headgate.train.recipe import BudgetConfig, Recipe
 from headgate.train.schedule import interpolate, learning_rate
 from headgate.train.seeding import generator
 from headgate.train.state import Progress, exists_for_all, load_state, save_state
@@ -38,7 +40,6 @@ STATE, MODEL, RECIPE, SUMMARY, COUNTS = (
 )  # fmt: skip
 LOG_EVERY = 50  # steps
 BUDGET_TOLERANCE = 0.03  # relative; beyond it the user is told
-THRESHOLD_LIMIT = 3.0  # standard deviations that one threshold may stray from its layer's common T
 _ELASTIC = 3  # what a generator is for; train.data and train.streaming have 0 to 2
 
 
@@ -59,17 +60,6 @@ class RunResult:
     folder: Path
     evaluation: Evaluation
     seconds: float
-
-
-def build_model(recipe: Recipe, example_input: Tensor) -> nn.Module:
-    """The recipe's network, from its initial weights or a dense checkpoint, gated where the recipe says so."""
-    torch.manual_seed(recipe.seed)
-    model = recipe.architecture.build()
-    if recipe.init_from is not None:
-        model = load(recipe.init_from, model=model)
-    if recipe.gate is not None:
-        gate_(model, recipe.gate, example_input=example_input)
-    return model.to(memory_format=torch.channels_last)
 
 
 def train(recipe: Recipe, folder: str | Path, *, resume: bool = True, console: bool = True) -> RunResult:
@@ -100,19 +90,29 @@ class _Run:
         self.state_path = folder / STATE
         if not resume and self.state_path.exists():
             raise CheckpointError(f"{folder} holds a run already; resume it, or choose another folder")
-        self.accelerator = Accelerator(mixed_precision="no")  # `_autocast` is ours: accelerate's is one per process
+        # `_autocast` is ours: accelerate's is one per process. Without `cpu` it would not join processes on one.
+        self.accelerator = Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available())
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if launched != self.accelerator.num_processes:
+            raise ConfigError(
+                f"{launched} processes were launched (WORLD_SIZE), but {self.accelerator.num_processes} found each "
+                "other; launch with torchrun, or with accelerate launch --num_processes N (on CPUs also --cpu)"
+            )
         set_seed(recipe.seed)
         self.device = self.accelerator.device
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         self.data: Loaders = make_loaders(recipe, rank, world, self.device)
         self.model = build_model(recipe, self.data.example_input).to(self.device)
-        self.teacher = self._load_teacher(recipe.distill) if recipe.distill is not None else None
+        self.teacher: nn.Module | None = None
+        if recipe.distill is not None:
+            example, classes = self.data.example_input.to(self.device), recipe.architecture.num_classes
+            self.teacher = load_teacher(recipe.distill.teacher, self.data.preprocess, example, classes)
         self.budget: BudgetConfig | None = recipe.budget
         self.ledger: MacLedger | None = None
         self.steering: Steering | None = None
         if self.budget is not None:
             self._prepare_gates(self.budget)
-        self.optimiser = self._make_optimiser()
+        self.optimiser = make_optimiser(self.model, recipe.optimiser)
         self.trained = self._fused()
         if recipe.sync_norm:
             set_sync_(self.trained, True)
@@ -122,25 +122,6 @@ class _Run:
             self.progress = load_state(self.state_path, self.model, self.optimiser, recipe.to_dict())
             if self.steering is not None:
                 self.steering.restore(self.progress.steering)
-
-    def _load_teacher(self, config: DistillConfig) -> nn.Module:
-        teacher = load(config.teacher).to(self.device).eval()
-        own, its = self.data.preprocess, getattr(teacher, "preprocess", None)
-        if its is not None and not (torch.equal(its.mean, own.mean) and torch.equal(its.std, own.std)):
-            raise CheckpointError(
-                f"the teacher {config.teacher} must take images normalised like this data's, got another mean or std"
-            )
-        try:
-            with torch.no_grad():
-                classes = teacher(self.data.example_input.to(self.device)).shape[1]
-        except RuntimeError as error:
-            raise CheckpointError(f"the teacher {config.teacher} cannot take this data's images: {error}") from error
-        if classes != self.recipe.architecture.num_classes:
-            raise CheckpointError(
-                f"the teacher {config.teacher} must have the student's {self.recipe.architecture.num_classes} classes, "
-                f"got {classes}"
-            )
-        return teacher
 
     def _prepare_gates(self, budget: BudgetConfig) -> None:
         if budget.forced is not None:
@@ -154,16 +135,6 @@ class _Run:
         height, width = self.data.example_input.shape[2:]  # and of the size that training sees, not evaluation
         self.ledger = MacLedger(self.model, images[:, :, :height, :width])
         self.steering = make_steering(budget, self.ledger.fixed / self.ledger.dense)
-
-    def _make_optimiser(self) -> torch.optim.SGD:
-        config = self.recipe.optimiser
-        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-        thresholds = [p for name, p in named if name.endswith("gate.threshold")]
-        others = [p for name, p in named if not name.endswith("gate.threshold")]
-        groups = [{"params": others, "weight_decay": config.weight_decay}]
-        if thresholds:  # pulled by their own loss; decay would pull them toward 0 instead of T
-            groups.append({"params": thresholds, "weight_decay": 0.0})
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
 
     def _fused(self) -> nn.Module:
         self.model.train()
@@ -197,6 +168,8 @@ class _Run:
                 self._save_state()
             self._finish_gates(interrupted)
             evaluation = self._evaluate(quick=False)
+            if not math.isfinite(evaluation.loss):
+                raise self._diverged(f"the loss on the test split is {evaluation.loss} before")
             self._log_evaluation(log, evaluation)
         if main:
             self._write_results(evaluation)
@@ -215,11 +188,7 @@ class _Run:
                 group["lr"] = rate
             loss, logits, share, grad_norm = self._step(images, labels, position, progress.epoch * steps + step)
             if not math.isfinite(loss):
-                raise DivergedError(
-                    f"the loss is {loss} at step {step} of epoch {progress.epoch}; the last good state is kept in "
-                    f"{self.state_path if self.state_path.exists() else 'no file yet'}; lower the learning rate "
-                    "or warm up longer"
-                )
+                raise self._diverged(f"the loss is {loss} at")
             now = time.perf_counter()
             progress.seconds += now - before
             correct = self.accelerator.reduce((logits.argmax(1) == labels).float().mean(), "mean")
@@ -238,12 +207,23 @@ class _Run:
                 raise InterruptedRun(f"interrupted; the state is saved in {self.state_path}")
         progress.epoch, progress.step = progress.epoch + 1, 0
 
-    def _stopped(self, interrupted: list[bool]) -> bool:
-        """Whether any process was told to stop; all of them get the same answer."""
+    def _diverged(self, what: str) -> DivergedError:
+        kept = f"the last good state is kept in {self.state_path}" if self.state_path.exists() else "no state is kept"
+        return DivergedError(
+            f"{what} step {self.progress.step} of epoch {self.progress.epoch}; {kept}; lower the learning rate or warm "
+            "up longer"
+        )
+
+    def _any(self, here: bool) -> bool:
+        """Whether something is so for any process; all of them get the same answer."""
         if self.accelerator.num_processes == 1:
-            return interrupted[0]
-        flag = torch.tensor(float(interrupted[0]), device=self.device)
+            return here
+        flag = torch.tensor(float(here), device=self.device)
         return bool(self.accelerator.reduce(flag, "sum") > 0)
+
+    def _stopped(self, interrupted: list[bool]) -> bool:
+        """Whether any process was told to stop."""
+        return self._any(interrupted[0])
 
     def _step(
         self, images: Tensor, labels: Tensor, position: float, global_step: int
@@ -277,9 +257,9 @@ class _Run:
             penalty = self.steering.penalty(executed)
             if penalty is not None:
                 loss = loss + penalty
-            elif self.budget.weight:
-                # T is the common offset, so Σ (T − Δ)² is the spread of what is left: the thresholds themselves
-                loss = loss + threshold_loss(self.model, 0.0, self.budget.weight)
+            else:
+                weight = interpolate(self.budget.weight, self.budget.weight_final, position / recipe.epochs)
+                loss = loss + threshold_loss(self.model, self.steering.pulled_to, weight)
             share = float(self.accelerator.reduce(executed.detach(), "mean"))
             if nudge == 0:
                 progress = position / self.budget.close_epochs if self.budget.close_epochs else 1.0
@@ -289,9 +269,7 @@ class _Run:
         if recipe.optimiser.max_grad_norm is not None:
             grad_norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.optimiser.max_grad_norm))
         self.optimiser.step()
-        with torch.no_grad():
-            for layer in gated_layers(self.model).values():
-                layer.gate.threshold.clamp_(-THRESHOLD_LIMIT, THRESHOLD_LIMIT)
+        clamp_thresholds_(self.model, 0.0 if self.steering is None else self.steering.pulled_to)
         value = float(self.accelerator.reduce(loss.detach(), "mean"))
         return value, logits.detach(), share, grad_norm
 
@@ -363,6 +341,10 @@ class _Run:
     # ---------------------------------------------------------------- files
 
     def _save_state(self) -> None:
+        # The loss that was looked at is from before the step: what the step made of the weights must be looked at too.
+        tensors = [value for value in self.model.state_dict().values() if value.is_floating_point()]
+        if self._any(not all(bool(value.isfinite().all()) for value in tensors)):
+            raise self._diverged("weights are not finite before")
         if self.steering is not None:
             self.progress.steering = self.steering.state()
         if self.accelerator.is_main_process:

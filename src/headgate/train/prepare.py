@@ -96,13 +96,13 @@ def make_loaders(recipe: Recipe, rank: int, world_size: int, device: torch.devic
                 world_size=world_size,
             )
 
-        train, test = stream("train", training=True), stream("test", training=False)
+        train, test = stream("train", training=True), stream(config.test_split, training=False)
         calibration, classes = stream("train", training=False), train.classes
         shape = (3, config.size, config.size)
     else:
         channels = recipe.architecture.in_channels
         images = load_in_memory(config.source, "train", channels=channels).to(device)
-        test_images = load_in_memory(config.source, "test", channels=channels).to(device)
+        test_images = load_in_memory(config.source, config.test_split, channels=channels).to(device)
         classes = images.classes
         shape = (images.images.shape[1], images.images.shape[2], images.images.shape[3])
         normalise = CIFAR10_NORMALISE if channels == 3 else DIGITS_NORMALISE
@@ -124,6 +124,9 @@ def make_loaders(recipe: Recipe, rank: int, world_size: int, device: torch.devic
             )
 
         test, calibration = served(test_images), served(images)
+    wanted = recipe.architecture.in_channels
+    if wanted and shape[0] != wanted:
+        raise DataError(f"{config.source} has images of {shape[0]} channels, the network takes {wanted}")
     if len(classes) != recipe.architecture.num_classes:
         raise DataError(
             f"{config.source} has {len(classes)} classes, the network {recipe.architecture.num_classes}; "
@@ -168,7 +171,7 @@ def evaluation_batches(model: nn.Module, config: DataConfig, *, limit: int | Non
     if config.loading == "stream":
         loader = StreamingLoader(
             config.source,
-            "test",
+            config.test_split,
             train=False,
             batch_size=EVALUATION_BATCH,
             sizes=ImageSizes(size=config.size),
@@ -178,7 +181,7 @@ def evaluation_batches(model: nn.Module, config: DataConfig, *, limit: int | Non
         )
         classes = loader.classes
     else:
-        data = load_in_memory(config.source, "test", channels=len(normalise.mean))
+        data = load_in_memory(config.source, config.test_split, channels=len(normalise.mean))
         classes, size = data.classes, (data.images.shape[2], data.images.shape[3])
         if preprocess.input_size not in (None, size):
             raise DataError(

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from headgate.errors import ConfigError
 from headgate.models import Architecture
 from headgate.nn import GateConfig
+from headgate.nn.config import require_finite
 
 
 def _one_of(name: str, value: object, kind: object) -> None:
     """Require that a field holds one of its Literal's values."""
     _require(value in get_args(kind), f"{name} must be one of {', '.join(map(str, get_args(kind)))}, got {value!r}")
+
+
+def _finite(options: object, *names: str) -> None:
+    """Require finite numbers in the fields of these names; None is left alone."""
+    for name in names:
+        if getattr(options, name) is not None:
+            require_finite(name, getattr(options, name))
 
 
 def _require(condition: bool, message: str) -> None:
@@ -23,9 +31,11 @@ def _require(condition: bool, message: str) -> None:
 
 Loading = Literal["memory", "stream"]
 Augmentation = Literal["crop-flip", "crop", "imagenet", "none"]
+TestSplit = Literal["test", "validation"]
 Schedule = Literal["steps", "cosine"]
-SteeringKind = Literal["threshold", "penalty"]
+SteeringKind = Literal["threshold", "penalty", "pull"]
 Precision = Literal["fp32", "bf16"]
+MAX_LR: Final = 1000.0  # far above any that trains; far below what float32 overflows at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +49,8 @@ class DataConfig:
             "imagenet" (the paper's, with PCA colour) or "crop-flip" (the same without colour).
         size: side of the square that the network sees; streamed images only.
         workers: decoding processes; streamed images only.
+        test_split: what is evaluated on, of a set that has both: of ImageNet and its likes the labels of "test" are
+            not public. A set that has only one of the two gives it under either name.
     """
 
     source: str
@@ -46,8 +58,11 @@ class DataConfig:
     augment: Augmentation = "crop-flip"
     size: int = 224
     workers: int = 2
+    test_split: TestSplit = "test"
 
     def __post_init__(self) -> None:
+        _require(isinstance(self.source, str), f"source must be a path or a name, as a string, got {self.source!r}")
+        _one_of("test_split", self.test_split, TestSplit)
         _one_of("loading", self.loading, Loading)
         _one_of("augment", self.augment, Augmentation)
         fitting = ("crop-flip", "imagenet") if self.loading == "stream" else ("crop-flip", "crop", "none")
@@ -74,8 +89,14 @@ class OptimiserConfig:
     max_grad_norm: float | None = None
 
     def __post_init__(self) -> None:
-        _require(self.lr > 0, f"lr must be > 0, got {self.lr}")
+        _finite(self, "lr", "momentum", "weight_decay", "max_grad_norm")
+        _require(0 < self.lr <= MAX_LR, f"lr must be in (0, {MAX_LR:g}], got {self.lr}")
         _require(0 <= self.momentum < 1, f"momentum must be in [0, 1), got {self.momentum}")
+        _require(self.weight_decay >= 0, f"weight_decay must be ≥ 0, got {self.weight_decay}")
+        _require(
+            self.max_grad_norm is None or self.max_grad_norm > 0,
+            f"max_grad_norm must be > 0, or None for never, got {self.max_grad_norm}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +115,7 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         _one_of("kind", self.kind, Schedule)
+        _finite(self, "gamma", "warmup_epochs")
         _require(self.warmup_epochs >= 0, f"warmup_epochs must be ≥ 0, got {self.warmup_epochs}")
 
 
@@ -105,8 +127,11 @@ class BudgetConfig:
         mac_reduction: dense ÷ executed MACs of the gated layers to end at; the controller finds the thresholds.
         target: T in standard deviations, instead; exactly one of the two is given for a gated run.
         steering: what the controller turns. "threshold": one T that all thresholds share. "penalty": a multiplier on
-            a penalty for expected MACs above the target; thresholds then learn from gradients alone.
+            a penalty for expected MACs above the target; thresholds then learn from gradients alone. "pull", with
+            `target` only: thresholds start at `GateConfig.threshold`, and the threshold loss alone takes them to T (the
+            paper's way: at its λ that takes tens of epochs). With a `target`, "threshold" starts all of them at T.
         weight: λ of the threshold loss.
+        weight_final: λ at the end; it moves linearly from `weight`. None: constant.
         close_epochs: epochs over which the gates close from fully open to the target. 0: at the target from the start.
         elastic: half-width of the uniform threshold offset drawn for every other step; 0 switches it off.
         slope_final: ε at the end; it moves linearly from `GateConfig.slope`. None: constant.
@@ -117,6 +142,7 @@ class BudgetConfig:
     target: float | None = None
     steering: SteeringKind = "threshold"
     weight: float = 1e-4
+    weight_final: float | None = None
     close_epochs: float = 0.0
     elastic: float = 0.0
     slope_final: float | None = None
@@ -124,6 +150,7 @@ class BudgetConfig:
 
     def __post_init__(self) -> None:
         _one_of("steering", self.steering, SteeringKind)
+        _finite(self, "mac_reduction", "target", "weight", "weight_final", "close_epochs", "elastic", "slope_final")
         _require(self.forced in (None, "open", "closed"), f"forced must be open or closed, got {self.forced!r}")
         named = sum(value is not None for value in (self.mac_reduction, self.target, self.forced))
         _require(
@@ -136,13 +163,22 @@ class BudgetConfig:
         )
         _require(self.close_epochs >= 0, f"close_epochs must be ≥ 0, got {self.close_epochs}")
         _require(self.elastic >= 0, f"elastic must be ≥ 0, got {self.elastic}")
+        for name in ("weight", "weight_final"):
+            value = getattr(self, name)
+            _require(value is None or value >= 0, f"{name} must be ≥ 0, got {value}")
+        _require(self.slope_final is None or self.slope_final > 0, f"slope_final must be > 0, got {self.slope_final}")
         _require(
             self.forced is None or not (self.elastic or self.close_epochs or self.slope_final),
             "forced gates do not move: they exclude elastic, close_epochs and slope_final",
         )
         _require(
-            self.steering == "threshold" or self.mac_reduction is not None,
+            self.steering != "penalty" or self.mac_reduction is not None,
             "steering='penalty' needs mac_reduction: it has no target T",
+        )
+        _require(
+            self.steering != "pull" or (self.target is not None and not self.close_epochs and self.weight > 0),
+            "steering='pull' needs a target and a weight > 0 to pull with, and no close_epochs: thresholds start at "
+            f"GateConfig.threshold; got target={self.target}, weight={self.weight}, close_epochs={self.close_epochs}",
         )
 
 
@@ -162,6 +198,7 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         _require(0 <= self.alpha <= 1, f"alpha must be in [0, 1], got {self.alpha}")
+        _finite(self, "alpha", "temperature")
         _require(self.temperature > 0, f"temperature must be > 0, got {self.temperature}")
 
 
@@ -199,6 +236,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _one_of("precision", self.precision, Precision)
+        _require(self.epochs >= 1, f"epochs must be ≥ 1, got {self.epochs}")
+        _finite(self, "label_smoothing")
+        _require(0 <= self.label_smoothing < 1, f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
         _require(0 <= self.seed < 2**32, f"seed must be in [0, 2^32), got {self.seed}")
         _require(self.eval_images is None or self.eval_images >= 1, f"eval_images must be ≥ 1, got {self.eval_images}")
         _require(
@@ -206,7 +246,6 @@ class Recipe:
             f"close_epochs must be at most the {self.epochs} epochs of the run, got "
             f"{self.budget.close_epochs if self.budget is not None else None}",
         )
-        _require(self.epochs >= 1, f"epochs must be ≥ 1, got {self.epochs}")
         _require(self.batch_size >= 1, f"batch_size must be ≥ 1, got {self.batch_size}")
         _require(self.eval_every >= 1, f"eval_every must be ≥ 1, got {self.eval_every}")
         _require(
@@ -239,7 +278,7 @@ class Recipe:
                 for key, value in data.items()
             }
             return cls(**values)
-        except TypeError as error:
+        except (TypeError, AttributeError) as error:
             raise ConfigError(f"not a recipe of this version of headgate: {error}") from error
 
 

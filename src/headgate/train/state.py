@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from headgate.errors import CheckpointError
+from headgate.errors import CheckpointError, HeadgateError
 from headgate.files import atomic_write
+from headgate.train.recipe import Recipe
 
 FORMAT = 1
 
@@ -89,9 +90,10 @@ def load_state(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, r
         ) from error
     if header["format"] != FORMAT:
         raise CheckpointError(f"{path} has format {header['format']}, this headgate reads {FORMAT}; start anew")
-    if header["recipe"] != json.loads(json.dumps(recipe)):
+    saved, wanted = _today(header["recipe"]), _plain(recipe)
+    if saved != wanted:
         raise CheckpointError(
-            f"{path} belongs to another recipe ({_difference(header['recipe'], recipe)}); "
+            f"{path} belongs to another recipe ({_difference(saved, wanted)}); "
             "give the same options, or start in another folder"
         )
     try:
@@ -111,10 +113,24 @@ def load_state(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, r
     return Progress(**header["progress"])
 
 
+def _plain(recipe: dict[str, Any]) -> dict[str, Any]:
+    """As it comes back from a JSON file."""
+    values: dict[str, Any] = json.loads(json.dumps(recipe))
+    return values
+
+
+def _today(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A saved recipe with the options that have been added since, at their defaults; or as it is."""
+    try:
+        return _plain(Recipe.from_dict(recipe).to_dict())
+    except HeadgateError:
+        return recipe
+
+
 def _difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
     """The first option in which two recipes differ."""
     for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key), json.loads(json.dumps(new.get(key)))
+        a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             if found := _difference(a, b, f"{prefix}{key}."):
                 return found
