@@ -97,9 +97,10 @@ def test_compiled_fused_training_has_the_same_gradients() -> None:
     same_gradients(model, twin)
 
 
-def test_compiles_for_inference_and_observers_are_silent() -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])  # the second is what users get
+def test_compiles_for_inference_and_observers_are_silent(backend: str) -> None:
     model, x, seen = tiny("activation").eval(), image(), list[str]()
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
     with torch.no_grad(), observe(model, lambda name, *_: seen.append(name)):
         output = compiled(x)
         assert seen == []

@@ -206,6 +206,13 @@ class _Run:
                 self._save_state()
                 raise InterruptedRun(f"interrupted; the state is saved in {self.state_path}")
         progress.epoch, progress.step = progress.epoch + 1, 0
+        self._require_finite()
+
+    def _require_finite(self) -> None:
+        """The loss that a step looks at is from before it: what it made of the weights must be looked at too."""
+        tensors = [value for value in self.model.state_dict().values() if value.is_floating_point()]
+        if self._any(not all(bool(value.isfinite().all()) for value in tensors)):
+            raise self._diverged("weights are not finite before")
 
     def _diverged(self, what: str) -> DivergedError:
         kept = f"the last good state is kept in {self.state_path}" if self.state_path.exists() else "no state is kept"
@@ -341,10 +348,7 @@ class _Run:
     # ---------------------------------------------------------------- files
 
     def _save_state(self) -> None:
-        # The loss that was looked at is from before the step: what the step made of the weights must be looked at too.
-        tensors = [value for value in self.model.state_dict().values() if value.is_floating_point()]
-        if self._any(not all(bool(value.isfinite().all()) for value in tensors)):
-            raise self._diverged("weights are not finite before")
+        self._require_finite()
         if self.steering is not None:
             self.progress.steering = self.steering.state()
         if self.accelerator.is_main_process:
