@@ -13,6 +13,7 @@ from headgate.cli.demo import Demo
 from headgate.cli.evaluate import Eval, Report
 from headgate.cli.export import Export
 from headgate.cli.models import Models
+from headgate.cli.study import Study
 from headgate.cli.train import Train
 from headgate.errors import HeadgateError
 
@@ -27,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
             | Annotated[Export, tyro.conf.subcommand("export")]
             | Annotated[Bench, tyro.conf.subcommand("bench")]
             | Annotated[Report, tyro.conf.subcommand("report")]
+            | Annotated[Study, tyro.conf.subcommand("study")]
             | Annotated[Models, tyro.conf.subcommand("models")]
             | Annotated[Demo, tyro.conf.subcommand("demo")],
             tyro.conf.OmitSubcommandPrefixes,

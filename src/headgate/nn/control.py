@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -60,6 +61,15 @@ def shift_thresholds_(model: nn.Module, offset: float) -> None:
         raise ConfigError(f"offset must be finite, got {offset!r}")
     for layer in _require_gated(model).values():
         layer.gate.offset += offset
+
+
+def set_channel_bound_(model: nn.Module, bound: float) -> None:
+    """Set τ of every gated convolution, in place: see `GateConfig.channel_bound`.
+
+    Raises: ConfigError: it is outside [0, 1]. ModelError: nothing is gated.
+    """
+    for layer in _require_gated(model).values():
+        layer.config = replace(layer.config, channel_bound=bound)
 
 
 def threshold_loss(model: nn.Module, target: float, weight: float = 1e-4) -> Float[Tensor, ""]:

@@ -1,0 +1,175 @@
+"""The studies' figures: trade-off curves, budgets, correlations, traffic, the spread of cost."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from headgate.plots import BLUE, DENSE, GREEN, INK, MUTED, ORANGE, PURPLE, VERMILION, canvas, house_style
+from headgate.studies.store import Row, rows
+from headgate.studies.trial import Result
+
+__all__ = ["budgets", "correlations", "spread", "trade_off", "traffic"]
+
+_COLOURS: Final = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, INK, MUTED)
+_MARKERS: Final = "osD^vPX"
+_LINES: Final = ("-", "--", "-.", ":")
+_SIZE: Final = (6.4, 4.2)  # inches
+
+
+def _curves(table: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows by variant, in their order."""
+    return {
+        variant: [row for row in table if row.variant == variant]
+        for variant in dict.fromkeys(row.variant for row in table)
+    }
+
+
+def _style(index: int) -> dict[str, object]:
+    return {
+        "color": _COLOURS[index % len(_COLOURS)],
+        "marker": _MARKERS[index % len(_MARKERS)],
+        "linestyle": _LINES[index % len(_LINES)],
+        "markersize": 5,
+        "capsize": 2.5,
+    }
+
+
+def _times(axes: Axes, label: str) -> None:
+    axes.set_xlabel(label)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
+
+
+def _title(figure: Figure, title: str) -> None:
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+
+
+@house_style
+def trade_off(results: Sequence[Result]) -> Figure:
+    """Top-1 error against MAC reduction of the gated layers, a curve for each variant, bars of one standard deviation.
+
+    A trial without gates is a level: it can be had at any cost above its own.
+    """
+    figure = canvas(*_SIZE)
+    axes = figure.add_subplot()
+    curves = _curves(rows(results))
+    styles = itertools.count()
+    for variant, table in curves.items():
+        errors = [100 * (1 - row.mean("accuracy")) for row in table]
+        if all(row.mean("mac_reduction") == 1 for row in table):
+            axes.axhline(errors[0], color=DENSE, linewidth=2.5, zorder=0, label=variant)
+            continue
+        order = np.argsort([row.mean("mac_reduction") for row in table])
+        axes.errorbar(
+            [table[i].mean("mac_reduction") for i in order],
+            [errors[i] for i in order],
+            [100 * table[i].spread("accuracy") for i in order],
+            label=variant,
+            **_style(next(styles)),
+        )
+    _times(axes, "MAC reduction, gated layers")
+    axes.set_ylabel("top-1 error, %")
+    axes.legend()
+    _title(figure, "Error against MACs")
+    return figure
+
+
+@house_style
+def budgets(results: Sequence[Result]) -> Figure:
+    """Left: the reduction reached over the one named. Right: top-1 error against the reduction reached."""
+    figure = canvas(1.5 * _SIZE[0], _SIZE[1])
+    left, right = figure.subplots(1, 2)
+    curves = {name: table for name, table in _curves(rows(results)).items() if "reduction" in table[0].point}
+    for index, (variant, table) in enumerate(curves.items()):
+        named = [float(row.point["reduction"]) for row in table]
+        reached = [row.mean("mac_reduction") for row in table]
+        off = [100 * (r / n - 1) for r, n in zip(reached, named, strict=True)]
+        off_spread = [100 * row.spread("mac_reduction") / n for row, n in zip(table, named, strict=True)]
+        left.errorbar(named, off, off_spread, label=variant, **_style(index))
+        errors = [100 * (1 - row.mean("accuracy")) for row in table]
+        right.errorbar(reached, errors, [100 * row.spread("accuracy") for row in table], **_style(index))
+    left.axhspan(-3, 3, color=DENSE, alpha=0.5, zorder=0)
+    _times(left, "MAC reduction named")
+    left.set_ylabel("reached, % off")
+    left.legend()
+    _times(right, "MAC reduction reached")
+    right.set_ylabel("top-1 error, %")
+    _title(figure, "Does training end at the budget?")
+    return figure
+
+
+@house_style
+def correlations(results: Sequence[Result]) -> Figure:
+    """Correlation of partial and final sums, layer by layer, for each number of groups; seeds are averaged."""
+    figure = canvas(1.5 * _SIZE[0], _SIZE[1])
+    variants = list(dict.fromkeys(result.variant for result in results))
+    for axes, variant in zip(np.atleast_1d(figure.subplots(1, len(variants), sharey=True)), variants, strict=True):
+        for index, row in enumerate(_curves(rows(results))[variant]):
+            measured = [result.measured["layers"] for result in row.results if result.measured]
+            names = list(measured[0])
+            values = [np.mean([layers[name] for layers in measured]) for name in names]
+            axes.plot(
+                range(1, len(names) + 1), values, label=f"G = {row.point['groups']}, mean {np.mean(values):.2f}",
+                **{key: value for key, value in _style(index).items() if key != "capsize"},
+            )  # fmt: skip
+        axes.set_xlabel("gated layer")
+        axes.set_title(variant)
+        axes.set_ylim(0, 1)
+        axes.legend()
+    figure.axes[0].set_ylabel("correlation")
+    _title(figure, "How much a partial sum says about the final one")
+    return figure
+
+
+@house_style
+def traffic(results: Sequence[Result]) -> Figure:
+    """Off-chip bytes saved, and accuracy, over the bound τ; seeds are averaged."""
+    figure = canvas(*_SIZE)
+    axes = figure.add_subplot()
+    table = [row for row in rows(results) if "tau" in row.point]
+    bounds = [100 * float(row.point["tau"]) for row in table]
+
+    def mean(key: str) -> list[float]:
+        return [float(np.mean([result.measured[key] for result in row.results if result.measured])) for row in table]
+
+    axes.plot(bounds, [100 * value for value in mean("saved")], color=BLUE, marker="o", label="off-chip bytes saved")
+    axes.set_xlabel("a channel of an image is skipped at so many open decisions or fewer, %")
+    axes.set_ylabel("off-chip bytes saved, %", color=BLUE)
+    other = axes.twinx()
+    other.plot(bounds, [100 * value for value in mean("accuracy")], color=VERMILION, marker="s", linestyle="--")
+    other.set_ylabel("top-1, %", color=VERMILION)
+    other.grid(visible=False)
+    _title(figure, "Traffic under a channel-wise bound")
+    return figure
+
+
+@house_style
+def spread(results: Sequence[Result]) -> Figure:
+    """For each variant: the share of channels that each layer uses, 1×1 hatched; how reductions of images spread."""
+    figure = canvas(1.5 * _SIZE[0], _SIZE[1])
+    table = rows(results)
+    panels = np.atleast_2d(figure.subplots(len(table), 2, squeeze=False))
+    for (left, right), row in zip(panels, table, strict=True):
+        measured = [result.measured for result in row.results if result.measured]
+        layers = measured[0]["layers"]
+        used = [100 * np.mean([one["layers"][name]["channels_used"] for one in measured]) for name in layers]
+        pointwise = [layer["kernel"] == [1, 1] for layer in layers.values()]
+        bars = left.bar(range(1, len(used) + 1), used, color=BLUE)
+        for bar, hatched in zip(bars, pointwise, strict=True):
+            bar.set_hatch("////" if hatched else "")
+            bar.set_edgecolor("white")
+        left.set_ylabel("channels used, %")
+        left.set_title(row.variant)
+        reductions = np.concatenate([one["reductions"] for one in measured])
+        right.hist(reductions, bins=40, color=GREEN)
+        right.set_title(f"{reductions.min():.2f}× to {reductions.max():.2f}×")
+        right.set_ylabel("images")
+    panels[-1][0].set_xlabel("gated layer; hatched: 1×1")
+    _times(panels[-1][1], "MAC reduction of an image")
+    _title(figure, "Where the work goes, by layer and by image")
+    return figure

@@ -1,0 +1,95 @@
+"""How much a study trains: the network, the schedules, and what the trials start from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Final
+
+from headgate import recipes
+from headgate.errors import ConfigError
+from headgate.nn import GateConfig
+from headgate.train import BudgetConfig, DistillConfig, Recipe
+
+__all__ = ["DENSE", "PROTOCOLS", "Protocol", "get_protocol"]
+
+DENSE: Final = "dense"
+"""In a trial's recipe, in place of a path: the checkpoint of the protocol's dense network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How the trials of any study are trained.
+
+    Attributes:
+        dense: the dense network's run.
+        epochs: of every other run.
+        lr: peak learning rate of what starts from the dense network.
+        scratch: trials start from fresh weights; otherwise from the dense network, which is then also their teacher.
+        close_epochs: over so many epochs the gates close.
+        embedded: needs no data but what comes with scikit-learn.
+    """
+
+    name: str
+    title: str
+    dense: Recipe
+    epochs: int
+    lr: float
+    scratch: bool = False
+    close_epochs: float = 0.0
+    embedded: bool = False
+
+    def trial(self, gate: GateConfig | None, budget: BudgetConfig | None, seed: int) -> Recipe:
+        """A gated run, or with neither the dense network trained as long as a gated one."""
+        if budget is not None and budget.forced is None:
+            budget = replace(budget, close_epochs=self.close_epochs)
+        recipe = replace(self.dense, gate=gate, budget=budget, seed=seed, epochs=self.epochs)
+        if self.scratch:
+            return recipe
+        return replace(
+            recipe,
+            init_from=DENSE,
+            distill=DistillConfig(teacher=DENSE),
+            optimiser=replace(recipe.optimiser, lr=self.lr),
+        )
+
+
+def _smoke() -> Protocol:
+    dense = recipes.dense(replace(recipes.get("digits-cnn"), epochs=1))
+    return Protocol(
+        name="smoke", title="digits, one epoch: shows that a study runs, and nothing else", dense=dense, epochs=1,
+        lr=0.02, embedded=True,
+    )  # fmt: skip
+
+
+def _short() -> Protocol:
+    dense = recipes.dense(recipes.get("resnet20-cifar10"))
+    return Protocol(
+        name="short", title="ResNet-20, 6 epochs from a dense network of 30", dense=dense, epochs=6, lr=0.05,
+        close_epochs=2,
+    )  # fmt: skip
+
+
+def _paper() -> Protocol:
+    dense = recipes.dense(recipes.get("resnet18-cifar10-paper"))
+    return Protocol(
+        name="paper", title="ResNet-18, 300 epochs from scratch (appendix A.3)", dense=dense, epochs=dense.epochs,
+        lr=dense.optimiser.lr, scratch=True,
+    )  # fmt: skip
+
+
+PROTOCOLS: Final[Mapping[str, Callable[[], Protocol]]] = MappingProxyType(
+    {"smoke": _smoke, "short": _short, "paper": _paper}
+)
+"""What makes each protocol, by its name."""
+
+
+def get_protocol(name: str) -> Protocol:
+    """The protocol of that name.
+
+    Raises: ConfigError: there is none.
+    """
+    if name not in PROTOCOLS:
+        raise ConfigError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {name!r}")
+    return PROTOCOLS[name]()

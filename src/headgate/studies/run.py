@@ -1,0 +1,74 @@
+"""Run a study: its missing trials, then its figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from headgate.errors import ConfigError
+from headgate.files import write_atomic
+from headgate.studies.protocol import get_protocol
+from headgate.studies.queue import Job, Watcher, run_trials
+from headgate.studies.store import Store
+from headgate.studies.study import Study, dense_trial
+from headgate.studies.trial import Result
+
+__all__ = ["draw_study", "make_job", "run_study"]
+
+FIGURE: Final = "figure"
+
+
+def make_job(study: Study, protocol: str, *, data: str | None, seeds: int, images: int | None = None) -> Job:
+    """What a study comes to under a protocol.
+
+    Args:
+        data: where the images lie; None for a protocol whose data are embedded.
+        seeds: of every variant.
+        images: of the test split, for measurements; None: all.
+    Raises: ConfigError: an unknown protocol, no data for one that needs some, or a number below 1.
+    """
+    chosen = get_protocol(protocol)
+    for name, value in (("seeds", seeds), ("images", images)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} must be ≥ 1, got {value}")
+    if data is None and not chosen.embedded:
+        raise ConfigError(f"data must be given: protocol {protocol!r} trains on {chosen.dense.data.source}")
+    return Job(
+        study=study.name,
+        protocol=protocol,
+        trials=study.trials(chosen, seeds),
+        dense=dense_trial(chosen),
+        source=chosen.dense.data.source if data is None else data,
+        images=images,
+    )
+
+
+def run_study(study: Study, job: Job, store: Store, *, jobs: int, watcher: Watcher) -> list[Result]:
+    """Run what is missing and draw the figure of what is finished.
+
+    Returns: the results of the trials that were run now, failed ones too.
+    Raises: ConfigError: another queue is on this folder; see `run_trials`. CheckpointError: a file cannot be written.
+    """
+    with store.locked():
+        ended = run_trials(job, store, jobs=jobs, watcher=watcher)
+        draw_study(study, store, job.protocol)
+    return ended
+
+
+def draw_study(study: Study, store: Store, protocol: str) -> Sequence[Path]:
+    """Draw a study's figure from its recorded results, as PNG and SVG; nothing where none has finished.
+
+    Raises: CheckpointError: results cannot be read, or a file cannot be written.
+    """
+    from headgate import plots
+
+    finished = [result for result in store.results(study.name, protocol) if result.finished]
+    if not finished:
+        return []
+    figure = study.draw(finished)
+    folder = store.study(study.name, protocol)
+    written = [folder / f"{FIGURE}.png", folder / f"{FIGURE}.svg"]
+    for path, content in zip(written, (plots.to_png(figure), plots.to_svg(figure)), strict=True):
+        write_atomic(path, content)
+    return written

@@ -1,0 +1,70 @@
+"""What a study is: a question, the trials that answer it, and how the answer is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from headgate.nn import GateConfig
+from headgate.studies.protocol import Protocol
+from headgate.studies.trial import Point, Result, Trial
+from headgate.train import BudgetConfig
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["TARGETS", "Study", "dense_trial", "gated", "over_seeds"]
+
+TARGETS = (0.0, 1.0, 2.0)
+"""T, as the appendix sweeps it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A study.
+
+    Attributes:
+        name: on the command line.
+        question: what it answers, in a line.
+        source: where the claim stands.
+        trials: from a protocol and a number of seeds.
+        draw: the figure, from the finished results in the order of the trials; at least one.
+    """
+
+    name: str
+    question: str
+    source: str
+    trials: Callable[[Protocol, int], list[Trial]]
+    draw: Callable[[Sequence[Result]], Figure]
+
+
+def dense_trial(protocol: Protocol) -> Trial:
+    """The protocol's dense network: what the others start from, and the line to hold them against."""
+    return Trial(variant="dense", point={}, recipe=protocol.dense)
+
+
+def gated(
+    protocol: Protocol,
+    variant: str,
+    point: Point,
+    seed: int,
+    *,
+    budget: BudgetConfig | None = None,
+    measure: str | None = None,
+    **gate: Any,
+) -> Trial:
+    """A gated network.
+
+    Args:
+        budget: None: a threshold target of `point["T"]`.
+        gate: of its `GateConfig`, beyond the paper's: eight groups, shuffled, one decision for each activation.
+    """
+    config = GateConfig(**({"groups": 8, "shuffle": True} | gate))
+    budget = budget or BudgetConfig(target=float(point["T"]))
+    return Trial(variant=variant, point=point, recipe=protocol.trial(config, budget, seed), measure=measure)
+
+
+def over_seeds(seeds: int, trials: Callable[[int], Sequence[Trial]]) -> list[Trial]:
+    """The trials of each seed, all of one seed before the next: a study that is stopped early has whole curves."""
+    return [trial for seed in range(seeds) for trial in trials(seed)]

@@ -1,0 +1,88 @@
+"""A process that runs trials, one after another: `python -m headgate.studies.worker`, a task in JSON on each line.
+
+A trial that dies of a signal, of memory or of a bug must not take the queue with it, and each worker has cores of its
+own, which must be said before torch is imported; so this module imports little.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from headgate.errors import HeadgateError
+from headgate.files import write_atomic
+
+LOG: Final = "log.txt"
+OUTCOME: Final = "outcome.json"
+
+
+def main() -> int:
+    """Work until there are no more tasks. Returns the exit code: 0, or 130 when interrupted."""
+    for line in sys.stdin:
+        task = json.loads(line)
+        os.sched_setaffinity(0, task["cores"])
+        os.environ["OMP_NUM_THREADS"] = str(len(task["cores"]))
+        folder = Path(task["folder"])
+        with (folder / LOG).open("a") as log:
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(log.fileno(), stream.fileno())
+        try:
+            outcome = work(task)
+        except HeadgateError as error:
+            outcome = {"failure": f"{type(error).__name__}: {error}"}
+        except KeyboardInterrupt:
+            return 130
+        write_atomic(folder / OUTCOME, json.dumps(outcome, ensure_ascii=False) + "\n")
+    return 0
+
+
+def work(task: dict[str, Any]) -> dict[str, Any]:
+    """Train the task's recipe in its folder, unless that is done, and measure.
+
+    Args:   task: recipe; folder of the run; measure (a name or None), its point, and how many images it is taken on.
+    Returns: figures, measured and circumstances of a `Result`.
+    """
+    from datetime import date
+
+    import torch
+
+    from headgate import machine
+    from headgate.checkpoint import load
+    from headgate.counting import Counts
+    from headgate.studies.measure import get_measure
+    from headgate.train import Recipe, train
+    from headgate.train.loop import COUNTS, MODEL, SUMMARY
+    from headgate.train.prepare import evaluation_batches
+
+    recipe, folder = Recipe.from_dict(task["recipe"]), Path(task["folder"])
+    if not (folder / SUMMARY).exists():
+        train(recipe, folder, console=False)
+    summary = json.loads((folder / SUMMARY).read_text("utf-8"))
+    counts = Counts.load(folder / COUNTS)
+    names = ("accuracy", "top5", "loss", "mac_reduction", "network_mac_reduction", "density", "epochs", "seconds")
+    figures = {name: summary[name] for name in names} | {
+        "dense_macs": counts.dense_macs,
+        "network_dense_macs": counts.network_dense_macs,
+        "additions": sum(layer.additions for layer in counts.layers),
+        "multiplications": sum(layer.multiplications for layer in counts.layers),
+    }
+    measured = None
+    if task["measure"] is not None:
+        model = load(folder / MODEL)
+        measured = get_measure(task["measure"])(
+            model, lambda: evaluation_batches(model, recipe.data, limit=task["images"]), task["point"]
+        )
+    circumstances = {
+        "date": date.fromtimestamp((folder / SUMMARY).stat().st_mtime).isoformat(),
+        "cpu": machine.cpu_model(),
+        "torch": torch.__version__,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+    return {"figures": figures, "measured": measured, "circumstances": circumstances}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
