@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -30,7 +30,7 @@ def _curves(table: Sequence[Row]) -> dict[str, list[Row]]:
     }
 
 
-def _style(index: int) -> dict[str, object]:
+def _style(index: int) -> dict[str, Any]:
     return {
         "color": _COLOURS[index % len(_COLOURS)],
         "marker": _MARKERS[index % len(_MARKERS)],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from headgate.studies.figures import trade_off
 from headgate.studies.protocol import Protocol
 from headgate.studies.study import TARGETS, Study, dense_trial, gated, over_seeds
@@ -33,7 +35,7 @@ def _eta(protocol: Protocol, seeds: int) -> list[Trial]:
 
 
 def _grouping(protocol: Protocol, seeds: int) -> list[Trial]:
-    kinds = {
+    kinds: dict[str, dict[str, Any]] = {
         "first fraction": {"grouped": False, "shuffle": False},
         "grouping": {"shuffle": False},
         "grouping + shuffle": {},

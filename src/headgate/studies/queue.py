@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -95,6 +96,7 @@ class _Worker:
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / OUTCOME).unlink(missing_ok=True)
         if self._process is None or self._process.poll() is not None:
+            self._close()
             self._process = subprocess.Popen(
                 WORKER,
                 stdin=subprocess.PIPE,
@@ -126,13 +128,17 @@ class _Worker:
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return "\n".join([f"its process ended with {how}", *lines[-LOG_LINES:]])
 
+    def _close(self) -> None:
+        """No more tasks."""
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):  # it died before it read the last one
+                self._process.stdin.close()
+
     def dismiss(self) -> None:
         """Tell it to end: when it is idle, at once; when it works, after it has saved its state."""
-        if self._process is not None and self._process.poll() is None:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-            if self.trial is not None:
-                self._process.send_signal(signal.SIGTERM)
+        self._close()
+        if self.trial is not None and self._process is not None:
+            self._process.send_signal(signal.SIGTERM)
 
     def wait(self, deadline: float) -> None:
         """Until it has ended; at the deadline it is killed."""
@@ -231,7 +237,7 @@ def finish(job: Job, store: Store, trial: Trial, outcome: Mapping[str, Any]) -> 
         seed=trial.recipe.seed,
         identity=trial.identity,
         run=trial.run,
-        **(nothing | outcome),
+        **{**nothing, **outcome},
     )
     if trial in job.trials:
         store.record(result, job.trials)

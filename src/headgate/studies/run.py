@@ -68,7 +68,7 @@ def draw_study(study: Study, store: Store, protocol: str) -> Sequence[Path]:
         return []
     figure = study.draw(finished)
     folder = store.study(study.name, protocol)
-    written = [folder / f"{FIGURE}.png", folder / f"{FIGURE}.svg"]
-    for path, content in zip(written, (plots.to_png(figure), plots.to_svg(figure)), strict=True):
-        write_atomic(path, content)
-    return written
+    png, svg = folder / f"{FIGURE}.png", folder / f"{FIGURE}.svg"
+    write_atomic(png, plots.to_png(figure))
+    write_atomic(svg, plots.to_svg(figure))
+    return [png, svg]

@@ -187,8 +187,6 @@ def _csv(table: Sequence[Row]) -> str:
     writer.writerow(["variant", *points, "seeds", *FIGURES, "accuracy_std"])
     for row in table:
         means = [f"{row.mean(figure):.6g}" for figure in FIGURES]
-        writer.writerow(
-            (row.variant, *(row.point.get(key, "") for key in points), len(row.results))
-            + (*means, f"{row.spread('accuracy'):.6g}")
-        )
+        point = [row.point.get(key, "") for key in points]
+        writer.writerow([row.variant, *point, len(row.results), *means, f"{row.spread('accuracy'):.6g}"])
     return text.getvalue()
