@@ -7,13 +7,15 @@ import operator
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headgate.errors import BackendError, ConfigError, DtypeError, PlanError, ShapeError
-from headgate.tuning import PATHS, ConditionalPath, PathChoice, PlanFile, check_path, recall, remember
+from headgate.errors import BackendError, CheckpointError, ConfigError, DtypeError, PlanError, ShapeError
+from headgate.tuning import PATHS, Circumstances, ConditionalPath, PathChoice, PlanFile, check_path, recall, remember
 
 __all__ = ["Engine", "LayerStats", "PathChoice"]
 
@@ -92,8 +94,8 @@ class Engine:
         except MemoryError:
             raise MemoryError(f"{os.fsdecode(path)}: not enough memory to load the plan") from None
         self._shape: tuple[int, int, int] = self._engine.input_shape
-        self._isa: str = native.active_isa()
         self._file = PlanFile.of(os.fsdecode(path))
+        self._circumstances = Circumstances(kernels=_build_of(native), isa=native.active_isa(), threads=self.threads)
         self._choose(paths)
 
     @property
@@ -121,7 +123,7 @@ class Engine:
         elif isinstance(paths, str) and paths != "tuned":
             raise ConfigError(f"paths must be one of tuned, {', '.join(PATHS)}, or a mapping, got {paths!r}")
         else:
-            tuned = recall(self._file, isa=self._isa, threads=self.threads)
+            tuned = recall(self._file, self._circumstances)
             chosen = {name: path for name, path in tuned.items() if name in gated}
             for name, path in () if isinstance(paths, str) else paths.items():
                 if name not in gated:
@@ -171,8 +173,10 @@ class Engine:
 
         Raises: ConfigError: the offset, or the sum of all offsets, is not finite.
         """
+        if isinstance(offset, bool) or not isinstance(offset, Real):
+            raise ConfigError(f"offset must be a number, got {offset!r}")
         try:
-            self._engine.shift_thresholds(offset)
+            self._engine.shift_thresholds(float(offset))
         except ValueError as error:
             raise ConfigError(str(error)) from None
 
@@ -185,13 +189,14 @@ class Engine:
         Args:
             images: as for a call, at least one.
             repeats: of each path; medians count.
-            keep: remember the choice for later engines of the same plan, CPU, instruction set and number of threads.
+            keep: remember the choice for later engines of the same plan, CPU, build, instruction set and number of
+                threads, instead of what was remembered before: one choice serves batches of every size.
         Returns: a choice for each gated convolution that has both paths, in order of execution.
         Raises:
             ShapeError, DtypeError: as for a call; or there are no images.
             ConfigError: repeats < 1.
-            CheckpointError: the choice cannot be kept, or the file is no longer what was loaded; the engine has the
-                choice nevertheless.
+            CheckpointError: the file is no longer what was loaded, so that nothing was timed; or the choice cannot be
+                kept, but the engine has it.
             MemoryError: there is not enough for the weights of both paths.
         """
         array = self._check(images)
@@ -200,13 +205,19 @@ class Engine:
         if repeats < 1:
             raise ConfigError(f"repeats must be ≥ 1, got {repeats}")
         try:
+            self._file.require_unchanged()  # the weights of a path that was never taken are read from it
+        except FileNotFoundError:
+            pass  # one that is gone is still mapped, whole
+        except OSError as error:
+            raise CheckpointError(f"cannot time the paths: {error}") from None
+        try:
             choices = [PathChoice.of_times(*times) for times in self._engine.time_paths(array, repeats)]
         except MemoryError:
             raise MemoryError("not enough memory to hold the weights of both paths; choose them by name") from None
         for choice in choices:
             self._engine.set_path(choice.name, choice.path == "masked")
         if keep and choices:
-            remember(self._file, isa=self._isa, threads=self.threads, batch=len(array), choices=choices)
+            remember(self._file, self._circumstances, batch=len(array), choices=choices)
         return choices
 
     def stats(self) -> list[LayerStats]:
@@ -226,6 +237,12 @@ def _native() -> Any:
         raise BackendError(
             "this installation of headgate has no native module; install it with a C++20 compiler at hand"
         ) from None
+
+
+def _build_of(native: Any) -> str:
+    """Tells builds of the native module apart: measured times do not outlive the kernels."""
+    status = Path(native.__file__).stat()
+    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def _from_dlpack(images: Any) -> NDArray[Any]:

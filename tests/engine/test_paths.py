@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 
 import headgate as hg
 from headgate.errors import CheckpointError, ConfigError, ShapeError
+from headgate.tuning import Circumstances, PathChoice, PlanFile, recall, remember
 
 ROUNDED = 1e-5
 """Relative to the largest output: the two paths add in different orders."""
@@ -168,6 +170,33 @@ def test_errors(cache: Path, tmp_path: Path) -> None:
     path.write_bytes(b"another file")
     with pytest.raises(CheckpointError, match=r"changed since it was loaded"):
         engine.tune(x, repeats=1)
+
+
+def test_a_plan_that_was_cut_short_under_an_engine(tmp_path: Path) -> None:
+    """To read what is mapped behind its end would end the process."""
+    path, x = plan(tmp_path)
+    engine = hg.Engine(path, paths="sparse")
+    with path.open("r+b") as file:
+        file.truncate(0)
+    with pytest.raises(CheckpointError, match=r"cannot time the paths: .* changed since it was loaded"):
+        engine.tune(x, repeats=1)
+    engine(x)
+
+
+@pytest.mark.parametrize("other", ["kernels", "isa", "threads"])
+def test_what_was_measured_holds_for_its_circumstances_only(other: str, cache: Path, tmp_path: Path) -> None:
+    path, _ = plan(tmp_path)
+    file = PlanFile.of(str(path))
+    known = Circumstances(kernels="1", isa="avx2", threads=1)
+    choice = PathChoice(name="a", density=0.1, sparse_ms=2.0, masked_ms=1.0, path="masked")
+    remember(file, known, batch=1, choices=[choice])
+    assert recall(file, known) == {"a": "masked"}
+    assert recall(file, replace(known, **{other: 2 if other == "threads" else "2"})) == {}
+    (tmp_path / "again").write_bytes(path.read_bytes())
+    assert recall(PlanFile.of(str(tmp_path / "again")), known) == {"a": "masked"}
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # of the same size, with another weight
+    assert recall(PlanFile.of(str(path)), known) == {}
 
 
 @pytest.mark.parametrize("home", [None, "/dev/null/no/home"])

@@ -193,20 +193,16 @@ def test_a_state_of_before_an_option_existed_goes_on(tmp_path: Path) -> None:
 
 
 def test_full_disk_keeps_the_earlier_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import headgate.train.state as state
+    write, large = os.write, 0
 
-    save_file = state.save_file
-    calls = 0
-
-    def full(*args: object, **options: object) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            Path(str(args[1])).write_bytes(b"half")
+    def full(descriptor: int, data: bytes) -> int:
+        nonlocal large
+        large += len(data) > 10_000  # the state, not the recipe
+        if large > 1:
             raise OSError(28, "No space left on device")
-        save_file(*args, **options)  # type: ignore[arg-type]
+        return write(descriptor, data)
 
-    monkeypatch.setattr(state, "save_file", full)
+    monkeypatch.setattr(os, "write", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
         train(recipe(), tmp_path, console=False)
     assert load_file(tmp_path / "state.safetensors")

@@ -29,7 +29,8 @@ class Export:
         precision: int8 computes convolutions in 8-bit integers, with ranges from the first test images.
         calibration: so many of them.
         explain: then time each gated convolution on test images both ways, sparse and as masked dense arithmetic; show
-            the times, and remember the faster way for engines of this plan on this CPU.
+            the times, and remember the faster way for engines of this plan on this CPU with this instruction set and
+            number of threads. An engine takes all cores where it is not told otherwise.
         data: where the images for either are. Default: what the run was trained on.
         batch: images in one call, for the times.
         threads: of one call, for the times.

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from headgate.errors import ExportError
-from headgate.files import atomic_write
+from headgate.files import write_atomic
 
 VERSION: Final = 1
 KEY: Final = "headgate.plan"
@@ -248,6 +248,6 @@ def write(plan: Plan, path: str | os.PathLike[str]) -> int:
         CheckpointError: the file cannot be written; an earlier one is unchanged.
     """
     text, tensors = serialise(plan)
-    with atomic_write(path) as part:
-        safetensors.torch.save_file(dict(tensors), part, {KEY: text})
-        return part.stat().st_size
+    data = safetensors.torch.save(dict(tensors), {KEY: text})
+    write_atomic(path, data)
+    return len(data)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from headgate.checkpoint import save
 from headgate.counting import MacLedger
 from headgate.errors import CheckpointError, ConfigError, DivergedError, HeadgateError, ModelError
-from headgate.files import atomic_write
+from headgate.files import write_atomic
 from headgate.fusion import fuse, set_sync_
 from headgate.nn import GatedConv2d, Observation, gated_layers, observe, threshold_loss
 from headgate.train.allocator import keep_freed_memory
@@ -151,8 +151,7 @@ class _Run:
         steps = len(self.data.train)
         if main:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with atomic_write(self.folder / RECIPE) as temporary:
-                temporary.write_text(json.dumps(recipe.to_dict(), indent=2) + "\n")
+            write_atomic(self.folder / RECIPE, json.dumps(recipe.to_dict(), indent=2) + "\n")
         log = RunLog(
             self.folder if main else None,
             total_steps=recipe.epochs * steps,
@@ -373,5 +372,4 @@ class _Run:
         self.model.preprocess = self.data.preprocess  # type: ignore[assignment]  # mypy: only tensors and modules
         save(self.model, self.folder / MODEL, metadata=summary)
         evaluation.counts.save(self.folder / COUNTS)
-        with atomic_write(self.folder / SUMMARY) as temporary:
-            temporary.write_text(json.dumps(summary, indent=2) + "\n")
+        write_atomic(self.folder / SUMMARY, json.dumps(summary, indent=2) + "\n")

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from headgate.errors import CheckpointError, HeadgateError
-from headgate.files import atomic_write
+from headgate.files import write_atomic
 from headgate.train.recipe import Recipe
 
 FORMAT = 1
@@ -67,12 +67,8 @@ def save_state(
     if torch.cuda.is_available():
         tensors["rng/cuda"] = torch.cuda.get_rng_state()
     header = {"format": FORMAT, "progress": asdict(progress), "recipe": recipe}
-    with atomic_write(path) as temporary:
-        save_file(
-            {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()},
-            temporary,
-            metadata={"headgate.state": json.dumps(header)},
-        )
+    contiguous = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    write_atomic(path, save(contiguous, {"headgate.state": json.dumps(header)}))
 
 
 def load_state(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, recipe: dict[str, Any]) -> Progress:
