@@ -2,6 +2,7 @@
 
     python benchmarks/engine.py --data ../shared/data/cifar10
     python benchmarks/engine.py --case resnet18-cifar --threads one --repeats 11
+    python benchmarks/engine.py --case resnet18-cifar --threads one --isa avx2 --density 0.06 --mask iid group
 
 Each case is one `headgate bench`, which docs/benchmark.md explains; the first line of its JSON is the command. Install
 the libraries with pip install 'headgate[bench]'; any that is missing is left out, with a note.
