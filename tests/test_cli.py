@@ -102,7 +102,7 @@ def test_ranges_come_from_training_images(runs: Path, tmp_path: Path, capsys: py
     arguments = ["export", str(runs / "gated"), str(plans["bright"]), "--precision", "int8", "--data", str(data)]
     assert cli.main(arguments) == 1
     shown = " ".join(capsys.readouterr().err.split())
-    assert "training images are needed" in shown
+    assert "no training images: " in shown
     assert "expected 'train-*.parquet' or 'train/<class>/<image>'" in shown
     checkpoint = str(runs / "gated" / "model.safetensors")
     assert cli.main(["export", checkpoint, str(plans["bright"]), "--image", "1", "8", "8", "--precision", "int8"]) == 1

@@ -68,14 +68,14 @@ def training_images(
     """So many training images, not augmented, of all classes and always the same; fewer where there are no more.
 
     Args: see `test_batches`.
-    Raises: ConfigError: it is not known where the images are. DataError: there are none, or see `evaluation_batches`.
+    Raises: ConfigError: it is not known where the images are. DataError: there are none; see `evaluation_batches`.
     """
     known = _data(config, name, data)
     try:
         batches = evaluation_batches(model, known, split="train", limit=count)
         return torch.cat([images for images, *_ in batches])[:count].contiguous()
     except DataError as error:
-        raise DataError(f"training images are needed, not only test images: {error}") from error
+        raise DataError(f"no training images: {error}") from error
 
 
 def _data(config: DataConfig | None, name: str, data: str | None) -> DataConfig:
