@@ -3,41 +3,48 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import safetensors
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from headgate.benchmarking.images import TRAINED_IMAGES, Shape, pink_noise, real_images, stored_images, white_noise
 from headgate.benchmarking.libraries.library import Images
 from headgate.benchmarking.plain import plain
-from headgate.benchmarking.record import Gated
-from headgate.benchmarking.request import Mask, Request
+from headgate.benchmarking.record import Gated, NetworkKind, titled
+from headgate.benchmarking.request import Dtype, Mask, Request
 from headgate.benchmarking.synthetic import Decisions, observe_decisions, settle_, smooth_kernels_
 from headgate.benchmarking.thinner import narrowest, thinner
 from headgate.convert import gate_
 from headgate.engine import Engine
 from headgate.errors import BenchmarkError, ConfigError, ModelError
-from headgate.exporting import ExportReport, export
+from headgate.exporting import export
+from headgate.exporting.plan import KEY
 from headgate.models import Architecture
 from headgate.nn import GateConfig, gated_layers
 from headgate.nn.config import Granularity
 from headgate.train.finished import find_model
 
-__all__ = ["Network", "Subject", "gated_networks", "make_subject", "pruned_networks"]
+__all__ = ["Network", "Planned", "Subject", "gated_networks", "make_subject", "pruned_networks"]
 
 SYNTHETIC_IMAGES: Final = 8
 """At least so many, that thresholds are not fitted to one image."""
+CALIBRATION_IMAGES: Final = 64
+"""Of those that are timed, at most so many, for the ranges of 8-bit integers: nothing but time is measured."""
 DENSITY_TOLERANCE: Final = {"trained": 0.005, "synthetic": 0.03}
 """Between torch's and the engine's share of open decisions of a layer on the same images; a share, absolute. An
 untrained gated network is chaotic: one decision that rounding flips flips others behind it, so that from some depth on
 masks agree in density alone, and that up to their sampling noise."""
+ROUNDED_DENSITY: Final = 0.03
+"""More than that where sums are rounded to fewer bits than float32's."""
 STATIC_GROUPS: Final = (2, 4, 8, 16, 32)
 GRANULARITY: Final[dict[Mask, Granularity]] = {"iid": "activation", "clustered": "activation", "group": "group"}
 NOISE: Final = {
@@ -48,24 +55,44 @@ NOISE: Final = {
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Planned:
+    """A network as the engine runs it.
+
+    Attributes:
+        dtype: that it computes in.
+        path: of the plan file.
+        macs: of one image; of a gated network the executed ones, on average.
+        about: of a gated network.
+    """
+
+    dtype: Dtype
+    path: Path
+    macs: int
+    about: Gated | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Network:
     """A network that is timed.
 
     Attributes:
         name: for people.
+        kind: what it is.
         module: plain layers for libraries; None where only the engine runs it.
-        plan: for the engine.
-        macs: of one image; of a gated network the executed ones, on average.
         images: (n, c, h, w) that it runs on.
-        about: of a gated network.
+        plans: for the engine, one for each precision that is asked for.
     """
 
     name: str
+    kind: NetworkKind
     module: nn.Module | None
-    plan: Path
-    macs: int
     images: Images
-    about: Gated | None = None
+    plans: tuple[Planned, ...]
+
+    @property
+    def macs(self) -> int:
+        """See `Planned.macs`; of the first plan, as rounding tips some decisions."""
+        return self.plans[0].macs
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,12 +104,14 @@ class Subject:
         images: what networks without gates run on.
         dense: None where there is only a plan.
         folder: for plan files.
+        precisions: that plans are exported in.
     """
 
     name: str
     images: Images
     dense: Network | None
     folder: Path
+    precisions: tuple[Dtype, ...]
 
 
 def make_subject(request: Request, folder: Path) -> Subject:
@@ -96,7 +125,8 @@ def make_subject(request: Request, folder: Path) -> Subject:
         images = white_noise(count, shape, request.seed).numpy()
         if request.data is not None:
             images = _of_shape(stored_images(request.data, max(request.batches)), shape)
-        return Subject(name=Path(request.models[0]).name, images=images, dense=None, folder=folder)
+        name = Path(request.models[0]).name
+        return Subject(name=name, images=images, dense=None, folder=folder, precisions=request.precisions)
     if request.kind == "synthetic":
         torch.manual_seed(request.seed)
         architecture = Architecture(name=request.models[0])
@@ -110,8 +140,8 @@ def make_subject(request: Request, folder: Path) -> Subject:
         x = real_images(model, request.data, known, max(TRAINED_IMAGES, *request.batches))
         model = plain(model, "open")
         name = request.dense or request.models[0]
-    dense = _plain_network("dense", model, x, folder)
-    return Subject(name=name, images=dense.images, dense=dense, folder=folder)
+    dense = _plain_network("dense", "dense", model, x, folder, request.precisions)
+    return Subject(name=name, images=dense.images, dense=dense, folder=folder, precisions=request.precisions)
 
 
 def gated_networks(request: Request, subject: Subject) -> Iterator[Network]:
@@ -120,13 +150,13 @@ def gated_networks(request: Request, subject: Subject) -> Iterator[Network]:
     Raises: BenchmarkError: the engine decides otherwise than torch. HeadgateError: as `make_subject`.
     """
     if request.kind == "plan":
-        yield _gated_network(request, subject.name, Path(request.models[0]), subject.images, _origin(request), {})
+        path = Path(request.models[0])
+        planned = Planned(dtype=dtype_of(path), path=path, macs=0)
+        yield _gated_network(request, subject.name, [planned], subject.images, _origin(request), {})
         return
-    assert subject.dense is not None
     for position, (name, model, x, origin) in enumerate(_gated_models(request, subject)):
-        plan = subject.folder / f"gated-{position}.hgplan"
-        _export(model, plan, x)
-        yield _gated_network(request, name, plan, x.numpy(), origin, observe_decisions(model, x))
+        plans = _plans(f"gated-{position}", model, x, subject.folder, subject.precisions)
+        yield _gated_network(request, name, plans, x.numpy(), origin, observe_decisions(model, x))
 
 
 def _gated_models(request: Request, subject: Subject) -> Iterator[tuple[str, nn.Module, Tensor, str]]:
@@ -159,30 +189,47 @@ def _origin(request: Request) -> str:
 
 
 def _gated_network(
-    request: Request, name: str, plan: Path, images: Images, origin: str, decisions: dict[str, Decisions]
+    request: Request,
+    name: str,
+    plans: Sequence[Planned],
+    images: Images,
+    origin: str,
+    decisions: dict[str, Decisions],
 ) -> Network:
     """Run the engine once over all images, for densities and MACs; compare them with torch's decisions."""
-    engine = Engine(plan, paths="sparse")
-    engine(images)
-    stats = [layer for layer in engine.stats() if layer.executed_macs]
-    density = {layer.name: layer.density for layer in stats if layer.decisions}
+    after = [decided.after_open for decided in decisions.values() if decided.after_open is not None]
+    counted = []
+    for plan in plans:
+        engine = Engine(plan.path, paths="sparse")
+        engine(images)
+        stats = [layer for layer in engine.stats() if layer.executed_macs]
+        density = {layer.name: layer.density for layer in stats if layer.decisions}
+        _check_decisions(request, titled(name, plan.dtype), plan.dtype, density, decisions)
+        about = Gated(
+            name=name,
+            dtype=plan.dtype,
+            images=f"{len(images)} images: {origin}",
+            dense_macs=sum(layer.dense_macs for layer in stats) // len(images),
+            executed_macs=sum(layer.executed_macs for layer in stats) // len(images),
+            density=density,
+            after_open=sum(after) / len(after) if after else None,
+            plan_bytes=plan.path.stat().st_size,
+        )
+        counted.append(replace(plan, macs=about.executed_macs, about=about))
+    return Network(name=name, kind="gated", module=None, images=images, plans=tuple(counted))
+
+
+def _check_decisions(
+    request: Request, title: str, dtype: Dtype, density: Mapping[str, float], decisions: Mapping[str, Decisions]
+) -> None:
+    """Of the engine: `density`, against torch's `decisions`, by layer; a plan file comes without the latter."""
     for layer, decided in decisions.items():
         found = density.get(layer)
-        if found is not None and abs(found - decided.density) > DENSITY_TOLERANCE[request.kind]:
+        tolerance = DENSITY_TOLERANCE[request.kind] + (0.0 if dtype == "float32" else ROUNDED_DENSITY)
+        if found is not None and abs(found - decided.density) > tolerance:
             raise BenchmarkError(
-                f"{name}: the engine opens {found:.4f} of the decisions of {layer!r}, torch {decided.density:.4f}"
+                f"{title}: the engine opens {found:.4f} of the decisions of {layer!r}, torch {decided.density:.4f}"
             )
-    after = [decided.after_open for decided in decisions.values() if decided.after_open is not None]
-    about = Gated(
-        name=name,
-        images=f"{len(images)} images: {origin}",
-        dense_macs=sum(layer.dense_macs for layer in stats) // len(images),
-        executed_macs=sum(layer.executed_macs for layer in stats) // len(images),
-        density=density,
-        after_open=sum(after) / len(after) if after else None,
-        plan_bytes=plan.stat().st_size,
-    )
-    return Network(name=name, module=None, plan=plan, macs=about.executed_macs, images=images, about=about)
 
 
 # --------------------------------------------------------------------------------------------------- static pruning
@@ -200,13 +247,13 @@ def pruned_networks(request: Request, subject: Subject, targets: list[int]) -> I
     if request.wants("grouped"):
         sizes = _grouped_macs(dense.module, x, subject.folder)
         for groups in sorted({_nearest(sizes, target) for target in targets}):
-            yield _grouped(dense.module, groups, x, subject.folder)
+            yield _grouped(dense.module, groups, x, subject)
     if request.wants("thinner"):
         known: dict[int, Network] = {}
         for target in targets:
             for channels in _widths_around(dense, target):
                 if channels not in known:
-                    known[channels] = _thinner(dense.module, channels, x, subject.folder)
+                    known[channels] = _thinner(dense.module, channels, x, subject)
         sizes = {channels: network.macs for channels, network in known.items()}
         chosen = {_nearest(sizes, target) for target in targets}
         yield from (known[channels] for channels in sorted(chosen))
@@ -224,7 +271,7 @@ def _grouped_macs(model: nn.Module, x: Tensor, folder: Path) -> dict[int, int]:
         if groups > narrowest(model):
             break
         closed = _closed(model, groups, x)
-        sizes[groups] = _export(closed, folder / "size.hgplan", x).macs
+        sizes[groups] = export(closed, folder / "size.hgplan", example_input=x[:1]).macs
     return sizes
 
 
@@ -236,15 +283,13 @@ def _closed(model: nn.Module, groups: int, x: Tensor) -> nn.Module:
     return closed
 
 
-def _grouped(model: nn.Module, groups: int, x: Tensor, folder: Path) -> Network:
+def _grouped(model: nn.Module, groups: int, x: Tensor, subject: Subject) -> Network:
     """Gates held closed, for the engine; the same function in grouped convolutions and shuffles, for libraries."""
     closed = _closed(model, groups, x)
     settle_(closed, x)
-    plan = folder / f"grouped-{groups}.hgplan"
-    report = _export(closed, plan, x)
-    return Network(
-        name=f"grouped, G = {groups}", module=plain(closed, "closed"), plan=plan, macs=report.macs, images=x.numpy()
-    )
+    name = f"grouped, G = {groups}"
+    plans = _plans(name, closed, x, subject.folder, subject.precisions)
+    return Network(name=name, kind="pruned", module=plain(closed, "closed"), images=x.numpy(), plans=plans)
 
 
 def _widths_around(dense: Network, target: int) -> set[int]:
@@ -256,21 +301,48 @@ def _widths_around(dense: Network, target: int) -> set[int]:
     return {min(max(round_(wanted), 1) * step, width) for round_ in (math.floor, math.ceil)}
 
 
-def _thinner(model: nn.Module, channels: int, x: Tensor, folder: Path) -> Network:
+def _thinner(model: nn.Module, channels: int, x: Tensor, subject: Subject) -> Network:
     width = narrowest(model)
     thin = thinner(model, channels / width, x[:2])
     settle_(thin, x)
-    return _plain_network(f"thinner, {channels}/{width}", thin, x, folder)
+    return _plain_network(f"thinner, {channels}/{width}", "pruned", thin, x, subject.folder, subject.precisions)
 
 
-def _plain_network(name: str, model: nn.Module, x: Float[Tensor, "n c h w"], folder: Path) -> Network:
-    plan = folder / f"{name.replace(' ', '').replace('/', '-')}.hgplan"
-    report = _export(model, plan, x)
-    return Network(name=name, module=model, plan=plan, macs=report.macs, images=x.numpy())
+# ------------------------------------------------------------------------------------------------------------ plans
 
 
-def _export(model: nn.Module, plan: Path, x: Float[Tensor, "n c h w"]) -> ExportReport:
-    return export(model, plan, example_input=x[:1])
+def dtype_of(plan: Path) -> Dtype:
+    """What a plan file that an engine has read computes in: the narrowest of its convolutions."""
+    with safetensors.safe_open(plan, "numpy") as file:
+        operators = json.loads(file.metadata()[KEY])["ops"]
+    if any("input_scale" in operator for operator in operators):
+        return "int8"
+    return "bfloat16" if any(operator.get("precision") == "bfloat16" for operator in operators) else "float32"
+
+
+def calibration_images(images: Images) -> Images:
+    """What ranges of 8-bit integers are taken from."""
+    return images[:CALIBRATION_IMAGES]
+
+
+def _plain_network(
+    name: str, kind: NetworkKind, model: nn.Module, x: Tensor, folder: Path, precisions: tuple[Dtype, ...]
+) -> Network:
+    return Network(
+        name=name, kind=kind, module=model, images=x.numpy(), plans=_plans(name, model, x, folder, precisions)
+    )
+
+
+def _plans(name: str, model: nn.Module, x: Tensor, folder: Path, precisions: tuple[Dtype, ...]) -> tuple[Planned, ...]:
+    plans = []
+    for precision in precisions:
+        path = folder / f"{re.sub('[^a-z0-9]+', '-', name)}-{precision}.hgplan"
+        options: dict[str, Any] = {"precision": precision}
+        if precision == "int8":
+            options["calibration"] = torch.from_numpy(calibration_images(x.numpy()))
+        report = export(model, path, example_input=x[:1], **options)
+        plans.append(Planned(dtype=precision, path=path, macs=report.macs))
+    return tuple(plans)
 
 
 def _of_shape(images: Images, shape: Shape) -> Images:
