@@ -53,7 +53,7 @@ sanitize: TESTS := parallel_test safetensors_test plan_test layout_test shared_w
 sanitize: FUZZER := plan_fuzz
 sanitize-thread: ## native tests that use several threads, under ThreadSanitizer
 sanitize-thread: SANITIZERS := thread
-sanitize-thread: TESTS := parallel_test engine_test capi_test
+sanitize-thread: TESTS := parallel_test shared_weights_test engine_test capi_test
 sanitize sanitize-thread: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/$@ -DHEADGATE_NATIVE_TESTS=ON -DHEADGATE_SANITIZE=$(SANITIZERS)
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/$@ -j $(or $(filter-out 0,$(JOBS)),1) --target $(TESTS) $(FUZZER)
