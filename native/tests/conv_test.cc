@@ -320,27 +320,6 @@ TEST(order_of_sums) {
 }
 
 // At the edges of a map taps are left out, for rectangles of pixels that depend on the range and on the batch.
-TEST(packing_in_parts) {
-  for (int blocks : {1, 2, 4}) {
-    for (int outputs : {16, 40, 64}) {
-      ConvShape shape{32, outputs, {3, 3}, {1, 1}, {1, 1}, {1, 1}, blocks, 32 / blocks, std::vector<std::int32_t>(32)};
-      std::iota(shape.inputs.begin(), shape.inputs.end(), 0);
-      std::vector<float> weight(static_cast<std::size_t>(outputs) * shape.inputs_per_block * 9);
-      std::iota(weight.begin(), weight.end(), 1.0f);
-      for (Isa isa : isas()) {
-        const ConvKernels& k = kernels(isa);
-        const std::int64_t size = k.packed_size(shape);
-        Aligned whole(size, poison()), parts(size, poison());
-        k.pack(shape, weight.data(), whole.data());
-        for (int first = 0; first < outputs; first += 2 * kLanes) {
-          k.pack_outputs(shape, weight.data(), parts.data(), first, std::min(outputs, first + 2 * kLanes));
-        }
-        CHECK(std::memcmp(whole.data(), parts.data(), size * sizeof(float)) == 0);
-      }
-    }
-  }
-}
-
 TEST(edges) {
   const std::vector<ConvShape> shapes = {
       shape_of(8, 32, 1, Lists::contiguous),

@@ -1,12 +1,17 @@
 // Who shares packed weights with whom.
 #include "engine/shared_weights.h"
 
+#include <algorithm>
+#include <cstring>
 #include <new>
+#include <numeric>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "engine/kernel_set.h"
 #include "tests/check.h"
+#include "tests/isas.h"
 
 namespace headgate {
 namespace {
@@ -94,6 +99,28 @@ TEST(after_a_failure_weights_are_packed_again) {
   CHECK(thrown);
   fails = false;
   CHECK(shared.conv(kernels, shape_of(1), kWeight.data())->data()[0] == 7.0f);
+}
+
+// Large tensors are packed in parts.
+TEST(parts_make_the_whole) {
+  for (int blocks : {1, 2, 4}) {
+    for (int outputs : {16, 40, 64}) {
+      ConvShape shape = shape_of(blocks);
+      shape.out_channels = outputs;
+      std::vector<float> weight(static_cast<std::size_t>(outputs) * shape.inputs_per_block * 9);
+      std::iota(weight.begin(), weight.end(), 1.0f);
+      for (Isa isa : isas()) {
+        const ConvKernels& kernels = kernel_set(isa).conv;
+        const auto size = static_cast<std::size_t>(kernels.packed_size(shape));
+        std::vector<float> whole(size, -1.0f), parts(size, -2.0f);
+        kernels.pack(shape, weight.data(), whole.data());
+        for (int first = 0; first < outputs; first += 2 * kLanes) {
+          kernels.pack_outputs(shape, weight.data(), parts.data(), first, std::min(outputs, first + 2 * kLanes));
+        }
+        CHECK(std::memcmp(whole.data(), parts.data(), size * sizeof(float)) == 0);
+      }
+    }
+  }
 }
 
 }  // namespace
