@@ -10,6 +10,7 @@ TESTS = (
     "safetensors_test",
     "plan_test",
     "layout_test",
+    "shared_weights_test",
     "engine_test",
     "capi_test",
     "npy_test",

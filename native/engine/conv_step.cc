@@ -10,16 +10,14 @@ constexpr std::int64_t kMinPixels = 32;
 
 class ConvStep : public Step {
  public:
-  ConvStep(const Plan& plan, const Op& op, const KernelSet& kernels)
+  ConvStep(const Plan& plan, const Op& op, const KernelSet& kernels, SharedWeights& weights)
       : kernels_(kernels),
         op_(op),
         shape_(conv_shape(plan, op, op.groups)),
-        weights_(kernels.conv.packed_size(shape_)),
+        weights_(weights.conv(kernels.conv, shape_, op.weight.data)),
         scale_(per_channel({}, shape_.out_channels, 1.0f)),
         bias_(per_channel(op.bias, shape_.out_channels)),
-        clamp_(clamp_of(op.activation)) {
-    kernels.conv.pack(shape_, op.weight.data, weights_.data());
-  }
+        clamp_(clamp_of(op.activation)) {}
 
   std::int64_t run(const RunContext& context) const override {
     const Map output = context.map(op_.output);
@@ -27,7 +25,7 @@ class ConvStep : public Step {
     if (op_.inputs.size() > 1) residual = context.map(op_.inputs[1]);
     ConvArgs args{};
     args.shape = &shape_;
-    args.weights = weights_.data();
+    args.weights = weights_->data();
     args.input = context.map(op_.inputs[0]);
     args.output = output;
     args.epilogue.kind = Epilogue::plain;
@@ -63,7 +61,8 @@ class ConvStep : public Step {
   const KernelSet kernels_;
   const Op op_;
   const ConvShape shape_;
-  const Aligned<float> weights_, scale_, bias_;
+  const PackedWeights weights_;
+  const Aligned<float> scale_, bias_;
   const Clamp clamp_;
 };
 
@@ -130,9 +129,9 @@ class DepthwiseStep : public Step {
 
 }  // namespace
 
-std::unique_ptr<Step> make_conv_step(const Plan& plan, const Op& op, const KernelSet& kernels) {
+std::unique_ptr<Step> make_conv_step(const Plan& plan, const Op& op, const KernelSet& kernels, SharedWeights& weights) {
   if (depthwise(plan, op)) return std::make_unique<DepthwiseStep>(plan, op, kernels);
-  return std::make_unique<ConvStep>(plan, op, kernels);
+  return std::make_unique<ConvStep>(plan, op, kernels, weights);
 }
 
 }  // namespace headgate

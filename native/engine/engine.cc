@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bitset>
 #include <chrono>
 #include <cmath>
+#include <limits>
 #include <mutex>
-#include <new>
 #include <thread>
+#include <utility>
 
 #include "engine/memory.h"
 #include "engine/plan.h"
@@ -24,9 +26,23 @@ constexpr std::int64_t kMaxImages = 32;
 // cache.
 constexpr std::int64_t kMaxInt8Images = 8;
 
-std::int64_t images_at_once(const Plan& plan, int threads) {
-  const bool int8 = std::any_of(plan.ops.begin(), plan.ops.end(), [](const Op& op) { return op.int8.has_value(); });
+bool has_int8(const Plan& plan) {
+  return std::any_of(plan.ops.begin(), plan.ops.end(), [](const Op& op) { return op.int8.has_value(); });
+}
+
+std::int64_t images_at_once(bool int8, int threads) {
   return int8 ? std::min(kMaxImages, kMaxInt8Images * threads) : kMaxImages;
+}
+
+// A bit for each image of `size` values that has a NaN among them.
+std::bitset<kMaxImages> images_with_nan(const float* values, std::int64_t images, std::int64_t size) {
+  std::bitset<kMaxImages> found;
+  for (std::int64_t image = 0; image < images; ++image, values += size) {
+    int nan = 0;
+    for (std::int64_t i = 0; i < size; ++i) nan |= values[i] != values[i] ? 1 : 0;
+    found[static_cast<std::size_t>(image)] = nan != 0;
+  }
+  return found;
 }
 
 // Of one operator.
@@ -123,12 +139,18 @@ void clear_frame(const Map& map, std::int64_t image) {
 
 struct Engine::State {
   State(const std::string& path, int threads)
-      : plan(load_plan(path)), kernels(kernel_set(active_isa())), layout(plan), threads(threads), counters(plan.ops.size()) {
+      : plan(load_plan(path)),
+        int8(has_int8(plan)),
+        kernels(kernel_set(active_isa())),
+        layout(plan),
+        threads(threads),
+        shared(*plan.file),
+        counters(plan.ops.size()) {
     const double limit = memory_limit(), weights = packed_bytes(plan);
     refuse_beyond(limit, weights, sizeof(float) * static_cast<double>(layout.arena_size(1)));
     make_steps();
     refuse_beyond(limit, weights, workspace_bytes(1));
-    piece = images_at_once(plan, threads);
+    piece = images_at_once(int8, threads);
     while (piece > 1 && weights + workspace_bytes(piece) > limit) piece /= 2;
   }
 
@@ -139,7 +161,7 @@ struct Engine::State {
     std::atomic<std::size_t> next{0};
     split(threads, 1, threads, [&](int, std::int64_t, std::int64_t) {
       for (std::size_t i; (i = next.fetch_add(1)) < steps.size();) {
-        steps[i] = make_step(plan, plan.ops[i], kernels);
+        steps[i] = make_step(plan, plan.ops[i], kernels, shared);
         plan.file->let_go();
       }
     });
@@ -196,6 +218,9 @@ struct Engine::State {
                              workspace->masks.data(),
                              workspace->scores.data(),
                              workspace->scratch.data()};
+    // Integers have no NaN: what float32 spreads from an image to its output would end on the way.
+    std::bitset<kMaxImages> nan;
+    if (int8) nan = images_with_nan(input, images, elements(plan.input));
     const Map in = context.map(plan.input), out = context.map(plan.output);
     clear_frames(context, plan.input);
     split(images * in.height, 1, threads,
@@ -210,6 +235,11 @@ struct Engine::State {
       counters[i].open.fetch_add(open, std::memory_order_relaxed);
     }
     kernels.maps.to_nchw(out, output, {0, images * out.height});
+    for (std::int64_t image = 0; nan.any() && image < images; ++image) {
+      if (!nan[static_cast<std::size_t>(image)]) continue;
+      const std::int64_t size = elements(plan.output);
+      std::fill_n(output + image * size, size, std::numeric_limits<float>::quiet_NaN());
+    }
     give(std::move(workspace));
   }
 
@@ -219,12 +249,13 @@ struct Engine::State {
     for (std::int64_t image = 0; image < context.images; ++image) clear_frame(map, image);
   }
 
+  std::int64_t elements(int value) const {
+    const Shape& shape = plan.values[value];
+    return std::int64_t{shape.channels} * shape.height * shape.width;
+  }
+
   // Runs a batch of any size.
   void run_in_pieces(const float* input, std::int64_t images, float* output, std::vector<Counters>& counters) {
-    const auto elements = [this](int value) {
-      const Shape& shape = plan.values[value];
-      return std::int64_t{shape.channels} * shape.height * shape.width;
-    };
     for (std::int64_t first = 0; first < images; first += piece) {
       run(input + first * elements(plan.input), std::min(piece, images - first), output + first * elements(plan.output),
           counters);
@@ -235,10 +266,12 @@ struct Engine::State {
   GatedStep* gated(std::size_t op) const { return dynamic_cast<GatedStep*>(steps[op].get()); }
 
   const Plan plan;
+  const bool int8;  // some operators compute in 8-bit integers
   const KernelSet kernels;
   const Layout layout;
   const int threads;
   std::int64_t piece;
+  SharedWeights shared;
   std::vector<std::unique_ptr<Step>> steps;
   std::vector<Counters> counters;
   std::atomic<double> shift{0.0};  // in double: sums of offsets undo one another
@@ -276,33 +309,32 @@ std::vector<PathTimes> Engine::time_paths(const float* input, std::int64_t image
   if (repeats < 1) throw InputError("repeats must be ≥ 1, got " + std::to_string(repeats));
   struct Timed {
     std::size_t op;
+    GatedStep* step;
+    Completion sparse, masked;
     Path before;
     double density;
     std::vector<double> sparse_ms, masked_ms;
   };
   std::vector<Timed> layers;
   for (std::size_t i = 0; i < state_->steps.size(); ++i) {
-    if (const GatedStep* step = state_->gated(i)) layers.push_back({i, step->path(), 0, {}, {}});
+    GatedStep* const step = state_->gated(i);
+    if (step == nullptr) continue;
+    Completion sparse = step->completion(Path::sparse), masked = step->completion(Path::masked);
+    layers.push_back({i, step, std::move(sparse), std::move(masked), step->path(), 0, {}, {}});
   }
   if (layers.empty()) return {};
   // Whatever happens, paths end as they were.
   struct Restore {
-    const State& state;
     const std::vector<Timed>& layers;
     ~Restore() {
-      for (const Timed& layer : layers) {
-        try {
-          state.gated(layer.op)->use(layer.before);
-        } catch (const std::bad_alloc&) {  // it stays on the path that it has
-        }
-      }
+      for (const Timed& layer : layers) layer.step->use(layer.before == Path::sparse ? layer.sparse : layer.masked);
     }
-  } restore{*state_, layers};
+  } restore{layers};
   const MapShape out = output_shape();
   std::vector<float> output(images * out.channels * out.height * out.width);
   for (int i = 0; i < 2 * repeats; ++i) {
     const Path path = i % 2 == 0 ? Path::sparse : Path::masked;
-    for (const Timed& layer : layers) state_->gated(layer.op)->use(path);
+    for (const Timed& layer : layers) layer.step->use(path == Path::sparse ? layer.sparse : layer.masked);
     std::vector<Counters> warm(state_->steps.size()), timed(state_->steps.size());
     state_->run_in_pieces(input, images, output.data(), warm);
     state_->run_in_pieces(input, images, output.data(), timed);
@@ -323,8 +355,9 @@ std::vector<PathTimes> Engine::time_paths(const float* input, std::int64_t image
 void Engine::set_path(const std::string& name, Path path) {
   for (std::size_t i = 0; i < state_->steps.size(); ++i) {
     if (state_->plan.ops[i].name != name) continue;
-    if (GatedStep* step = state_->gated(i)) return step->use(path);
-    break;
+    GatedStep* const step = state_->gated(i);
+    if (step == nullptr) break;
+    return step->use(step->completion(path));
   }
   throw InputError("name must be that of a gated convolution that has both paths, got " + name);
 }

@@ -5,6 +5,7 @@
 #include <memory>
 #include <mutex>
 #include <numeric>
+#include <utility>
 
 #include "engine/step.h"
 
@@ -23,8 +24,9 @@ struct Region {
 
 class GatedConvStep : public GatedStep {
  public:
-  GatedConvStep(const Plan& plan, const Op& op, const KernelSet& kernels)
+  GatedConvStep(const Plan& plan, const Op& op, const KernelSet& kernels, SharedWeights& weights)
       : kernels_(kernels),
+        weights_(weights),
         conditional_(op.gating->granularity == Granularity::group ? kernels.conditional_group
                                                                    : kernels.conditional_activation),
         op_(op),
@@ -34,8 +36,7 @@ class GatedConvStep : public GatedStep {
         channels_(shape_.out_channels),
         padded_(padded_channels(channels_)),
         pixels_(std::int64_t{plan.values[op.output].height} * plan.values[op.output].width),
-        base_weights_(kernels.conv.packed_size(shape_)),
-        conditional_weights_(conditional_.packed_size(shape_, gating_.decisions)),
+        base_weights_(weights.base(kernels.conv, shape_, op.weight.data)),
         score_scale_(per_channel(gating_.score_scale, channels_)),
         score_bias_(per_channel(gating_.score_bias, channels_)),
         partial_scale_(per_channel(gating_.partial_scale, channels_)),
@@ -44,9 +45,8 @@ class GatedConvStep : public GatedStep {
         final_bias_(per_channel(gating_.final_bias, channels_)),
         gain_(padded_),
         threshold_(padded_),
-        clamp_(clamp_of(op.activation)) {
-    kernels.conv.pack(shape_, base_weight().data(), base_weights_.data());
-    conditional_.pack(shape_, gating_.decisions, op.weight.data, conditional_weights_.data());
+        clamp_(clamp_of(op.activation)),
+        completion_(completion(Path::sparse)) {
     for (int c = 0; c < channels_; ++c) threshold_.data()[c] = gating_.threshold.data[c / group_size()];
     const std::int64_t averaged = gating_.granularity == Granularity::channel ? pixels_ : group_size();
     for (int c = 0; gating_.granularity != Granularity::activation && c < channels_; ++c) {
@@ -64,18 +64,17 @@ class GatedConvStep : public GatedStep {
     return needs;
   }
 
-  void use(Path path) override {
-    std::shared_ptr<Aligned<float>> packed;
-    if (path == Path::masked) {
-      if (dense_weights() != nullptr) return;
-      packed = std::make_shared<Aligned<float>>(kernels_.conv.packed_size(dense_shape_));
-      kernels_.conv.pack(dense_shape_, op_.weight.data, packed->data());
-    }
-    std::lock_guard lock(mutex_);
-    dense_weights_ = std::move(packed);
+  Completion completion(Path path) const override {
+    if (path == Path::masked) return {path, weights_.conv(kernels_.conv, dense_shape_, op_.weight.data)};
+    return {path, weights_.conditional(conditional_, shape_, gating_.decisions, op_.weight.data)};
   }
 
-  Path path() const override { return dense_weights() == nullptr ? Path::sparse : Path::masked; }
+  void use(Completion completion) noexcept override {
+    std::lock_guard lock(mutex_);
+    std::swap(completion_, completion);  // what was used is let go of after the lock
+  }
+
+  Path path() const override { return used().path; }
 
   std::int64_t run(const RunContext& context) const override {
     const Pass pass(*this, context);
@@ -107,7 +106,7 @@ class GatedConvStep : public GatedStep {
     Pass(const GatedConvStep& step, const RunContext& context)
         : step_(step),
           context_(context),
-          dense_weights_(step.dense_weights()),
+          completion_(step.used()),
           input_(context.map(step.op_.inputs[0])),
           output_(context.map(step.op_.output)),
           thresholds_(context.scores),
@@ -120,7 +119,7 @@ class GatedConvStep : public GatedStep {
 
     void base(int part, const Region& region) const {
       const GatedConvStep& s = step_;
-      ConvArgs args = conv_args(s.shape_, s.base_weights_, region);
+      ConvArgs args = conv_args(s.shape_, *s.base_weights_, region);
       const bool fused = s.gating_.granularity == Granularity::activation;
       args.epilogue = {.kind = fused ? Epilogue::gate : Epilogue::raw,
                        .scale = s.partial_scale_.data(),
@@ -182,10 +181,10 @@ class GatedConvStep : public GatedStep {
 
     void conditional(int part, const Region& region) const {
       const GatedConvStep& s = step_;
-      if (dense_weights_ != nullptr) return masked(region);
+      if (completion_.path == Path::masked) return masked(region);
       const std::int64_t scratch = s.needs(context_.layout, context_.images).scratch_bytes;
       s.conditional_.run({.shape = &s.shape_,
-                          .weights = s.conditional_weights_.data(),
+                          .weights = completion_.weights->data(),
                           .input = input_,
                           .output = output_,
                           .scale = s.final_scale_.data(),
@@ -207,7 +206,7 @@ class GatedConvStep : public GatedStep {
    private:
     void masked(const Region& region) const {
       const GatedConvStep& s = step_;
-      ConvArgs args = conv_args(s.dense_shape_, *dense_weights_, region);
+      ConvArgs args = conv_args(s.dense_shape_, *completion_.weights, region);
       args.epilogue.kind = Epilogue::masked;
       args.epilogue.scale = s.final_scale_.data(), args.epilogue.bias = s.final_bias_.data();
       args.epilogue.low = s.clamp_.low, args.epilogue.high = s.clamp_.high;
@@ -250,15 +249,15 @@ class GatedConvStep : public GatedStep {
 
     const GatedConvStep& step_;
     const RunContext& context_;
-    const std::shared_ptr<const Aligned<float>> dense_weights_;  // null for the sparse path
+    const Completion completion_;
     const Map input_, output_;
     Map residual_{};
     float *thresholds_, *scores_;
   };
 
-  std::shared_ptr<const Aligned<float>> dense_weights() const {
+  Completion used() const {
     std::lock_guard lock(mutex_);
-    return dense_weights_;
+    return completion_;
   }
 
   int words() const { return padded_ / kLanes; }
@@ -266,22 +265,6 @@ class GatedConvStep : public GatedStep {
   // `decide` takes all channels of a pixel at once, when all of their sums are there.
   bool decides_across_channels() const { return gating_.granularity == Granularity::group; }
   bool whole_images() const { return gating_.granularity == Granularity::channel || gating_.channel_bound > 0; }
-
-  // The base path's weights [out, inputs_per_block, kh, kw], picked from the full ones.
-  std::vector<float> base_weight() const {
-    const std::int64_t taps = std::int64_t{shape_.kernel[0]} * shape_.kernel[1];
-    const int outputs = channels_ / shape_.blocks;
-    std::vector<float> weight;
-    weight.reserve(channels_ * shape_.inputs_per_block * taps);
-    for (int c = 0; c < channels_; ++c) {
-      const std::int32_t* inputs = shape_.inputs.data() + std::int64_t{c / outputs} * shape_.inputs_per_block;
-      for (int i = 0; i < shape_.inputs_per_block; ++i) {
-        const float* from = op_.weight.data + (std::int64_t{c} * shape_.in_channels + inputs[i]) * taps;
-        weight.insert(weight.end(), from, from + taps);
-      }
-    }
-    return weight;
-  }
 
   // Splits the output over threads by images, by rows where images are few, by channels where rows are few too.
   template <class F>
@@ -319,24 +302,26 @@ class GatedConvStep : public GatedStep {
   }
 
   const KernelSet kernels_;
+  SharedWeights& weights_;
   const ConditionalKernels& conditional_;
   const Op op_;
   const Gating& gating_;
   const ConvShape shape_, dense_shape_;
   const int channels_, padded_;
   const std::int64_t pixels_;
-  const Aligned<float> base_weights_, conditional_weights_;
+  const PackedWeights base_weights_;
   const Aligned<float> score_scale_, score_bias_, partial_scale_, partial_bias_, final_scale_, final_bias_;
   const Aligned<float> gain_, threshold_;
   const Clamp clamp_;
   mutable std::mutex mutex_;  // of the next
-  std::shared_ptr<const Aligned<float>> dense_weights_;
+  Completion completion_;
 };
 
 }  // namespace
 
-std::unique_ptr<GatedStep> make_gated_conv_step(const Plan& plan, const Op& op, const KernelSet& kernels) {
-  return std::make_unique<GatedConvStep>(plan, op, kernels);
+std::unique_ptr<GatedStep> make_gated_conv_step(const Plan& plan, const Op& op, const KernelSet& kernels,
+                                                SharedWeights& weights) {
+  return std::make_unique<GatedConvStep>(plan, op, kernels, weights);
 }
 
 }  // namespace headgate

@@ -8,11 +8,11 @@
 
 namespace headgate {
 
-std::unique_ptr<Step> make_step(const Plan& plan, const Op& op, const KernelSet& kernels) {
+std::unique_ptr<Step> make_step(const Plan& plan, const Op& op, const KernelSet& kernels, SharedWeights& weights) {
   if (op.int8) return make_int8_conv_step(plan, op, kernels);
   switch (op.kind) {
-    case OpKind::conv: return make_conv_step(plan, op, kernels);
-    case OpKind::gated_conv: return make_gated_conv_step(plan, op, kernels);
+    case OpKind::conv: return make_conv_step(plan, op, kernels, weights);
+    case OpKind::gated_conv: return make_gated_conv_step(plan, op, kernels, weights);
     default: return make_map_step(plan, op, kernels);
   }
 }

@@ -11,6 +11,7 @@
 #include "engine/kernel_set.h"
 #include "engine/layout.h"
 #include "engine/plan.h"
+#include "engine/shared_weights.h"
 
 namespace headgate {
 
@@ -48,19 +49,30 @@ class Step {
   virtual std::int64_t run(const RunContext& context) const = 0;
 };
 
+// How a gated convolution completes its open outputs, and the weights that this needs.
+struct Completion {
+  Path path;
+  PackedWeights weights;
+};
+
 // A gated convolution.
 class GatedStep : public Step {
  public:
-  // From the next run on. Packs the weights that the path needs, and lets go of the others.
-  virtual void use(Path path) = 0;
+  // Packs the weights, unless somebody holds them. Throws std::bad_alloc.
+  virtual Completion completion(Path path) const = 0;
+
+  // From the next run on; weights that nobody else holds are let go of.
+  virtual void use(Completion completion) noexcept = 0;
+
   virtual Path path() const = 0;
 };
 
-// The step behind an operator.
-std::unique_ptr<Step> make_step(const Plan& plan, const Op& op, const KernelSet& kernels);
+// The step behind an operator. `weights` must outlive it.
+std::unique_ptr<Step> make_step(const Plan& plan, const Op& op, const KernelSet& kernels, SharedWeights& weights);
 
-std::unique_ptr<Step> make_conv_step(const Plan& plan, const Op& op, const KernelSet& kernels);
-std::unique_ptr<GatedStep> make_gated_conv_step(const Plan& plan, const Op& op, const KernelSet& kernels);
+std::unique_ptr<Step> make_conv_step(const Plan& plan, const Op& op, const KernelSet& kernels, SharedWeights& weights);
+std::unique_ptr<GatedStep> make_gated_conv_step(const Plan& plan, const Op& op, const KernelSet& kernels,
+                                                SharedWeights& weights);
 std::unique_ptr<Step> make_int8_conv_step(const Plan& plan, const Op& op, const KernelSet& kernels);
 std::unique_ptr<Step> make_map_step(const Plan& plan, const Op& op, const KernelSet& kernels);
 

@@ -1,6 +1,7 @@
 // Engines as programs use them: several threads in one engine, several engines in one process, what cannot be loaded.
 #include "headgate/engine.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstring>
@@ -90,6 +91,25 @@ TEST(batches_in_any_order) {
   for (std::int64_t images : {1, 33, 2, 40, 3, 1, 32}) {
     const Floats output = run(engine, input, 0, images);
     CHECK(std::equal(output.begin(), output.end(), expected.begin()));
+  }
+}
+
+// The gated plan computes an operator in 8-bit integers, which have no NaN.
+TEST(images_with_nan_have_outputs_of_nan) {
+  const PlanOnDisk file(gated_convolutions());
+  const Engine engine(file.path(), 2);
+  Floats input = images_for(engine, 40);
+  const Floats expected = run(engine, input, 0, 40);
+  const std::size_t in = elements(engine.input_shape()), out = elements(engine.output_shape());
+  input[35 * in + in - 1] = std::numeric_limits<float>::quiet_NaN();
+  const Floats output = run(engine, input, 0, 40);
+  for (std::size_t image = 0; image < 40; ++image) {
+    const float *now = &output[image * out], *before = &expected[image * out];
+    if (image == 35) {
+      CHECK(std::all_of(now, now + out, [](float v) { return std::isnan(v); }));
+    } else {
+      CHECK(std::memcmp(now, before, out * sizeof(float)) == 0);
+    }
   }
 }
 

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <fstream>
 #include <new>
 #include <numeric>
 #include <optional>
@@ -31,7 +32,7 @@ options:
   --output FILE.npy  write the results there, and print none
   --repeat N         run N times and print the median and the least time (default: 1)
   --shift OFFSET     add OFFSET standard deviations to every threshold: the run-time dial
-  --stats            print each operator's time, MACs and density
+  --stats            print each operator's time, MACs and density, and the most memory that was resident
   --help             print this
 
 exit status: 0 done; 1 the plan, the input or the output is at fault; 2 wrong usage
@@ -160,6 +161,16 @@ void print_stats(const std::vector<LayerStats>& layers) {
   }
 }
 
+// The most memory of this process that was resident so far, in bytes; nothing where the system does not say.
+std::optional<double> peak_memory() {
+  std::ifstream status("/proc/self/status");
+  for (std::string word; status >> word;) {
+    double kibibytes = 0;
+    if (word == "VmHWM:" && status >> kibibytes) return 1024 * kibibytes;
+  }
+  return std::nullopt;
+}
+
 void run(const Options& options) {
   Engine engine(options.plan, options.threads);
   engine.shift_thresholds(options.shift);
@@ -185,7 +196,10 @@ void run(const Options& options) {
                 static_cast<long long>(images), engine.threads(), name(active_isa()),
                 milliseconds[milliseconds.size() / 2], milliseconds[0]);
   }
-  if (options.stats) print_stats(engine.stats());
+  if (options.stats) {
+    print_stats(engine.stats());
+    if (const auto bytes = peak_memory()) std::printf("peak resident memory: %.1f MB\n", 1e-6 * *bytes);
+  }
   if (std::fflush(stdout) != 0) throw std::runtime_error("cannot write to the standard output");
 }
 

@@ -63,8 +63,8 @@ class Engine {
   int threads() const;
 
   // From (images, channels, height, width) to (images, channels, height, width), both contiguous. The result of an
-  // image is the same bit for bit whatever the batch around it and the number of threads. Throws InputError,
-  // std::bad_alloc.
+  // image is the same bit for bit whatever the batch around it and the number of threads. Where operators compute in
+  // 8-bit integers, an image with a NaN has an output of NaN throughout. Throws InputError, std::bad_alloc.
   void run(const float* input, std::int64_t images, float* output) const;
 
   // The run-time dial: adds to every threshold, in standard deviations; positive saves more. Calls add up.

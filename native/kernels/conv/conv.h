@@ -53,6 +53,9 @@ struct ConvKernels {
   std::int64_t (*packed_size)(const ConvShape&);
   void (*pack)(const ConvShape&, const float* weight, float* packed);
   void (*run)(const ConvArgs&);
+  // The same as `pack` in parts: of outputs [first, last), `first` a multiple of kLanes, in ascending order from 0 on.
+  // What was read is not read again.
+  void (*pack_outputs)(const ConvShape&, const float* weight, float* packed, int first, int last);
 };
 
 const ConvKernels& conv_portable();
