@@ -17,17 +17,27 @@ bool dense(const InputLists& lists, int in_channels) {
   return true;
 }
 
+// How many times fewer multiplications than products, padding at the map's edges included.
+double saved(const Shape& output, int tile) {
+  const auto tiles = [tile](int size) { return double{1} * ((size + tile - 1) / tile); };
+  return 9.0 * output.height * output.width / (tiles(output.height) * tiles(output.width) * (tile + 2) * (tile + 2));
+}
+
 // The rule, from the table in docs/design/0004-winograd.md. Returns 4, 2, or 0 for the direct convolution.
 int tile_of(const Shape& input, const Shape& output) {
-  constexpr int kNarrow = 16;                        // channels below which transforms cost too much
-  constexpr std::int64_t kFewWeights = 128 * 128;    // up to which four times the weights are worth their memory
-  constexpr std::int64_t kManyWeights = 384 * 384;   // from which a small map waits for weights
-  constexpr std::int64_t kSmallMap = 100;            // pixels
+  constexpr int kFewInputs = 8, kFewPixels = 16;  // below which transforms cost what they save
+  constexpr double kWorthwhile = 1.5;
+  // Transforming to tiles of 4 makes four times as many weights, of 2 nearly twice. Beyond so many input × output channels
+  // that is too much memory for what it gains: for tiles of 4; and for any, of a map below so many pixels.
+  constexpr std::int64_t kManyFilters = 128 * 128, kMostFilters = 256 * 256;
+  constexpr std::int64_t kSmallMap = 64;
+
   const std::int64_t filters = std::int64_t{input.channels} * output.channels;
   const std::int64_t pixels = std::int64_t{output.height} * output.width;
-  if (input.channels < kNarrow || output.channels < kNarrow) return 0;
-  if (filters <= kFewWeights) return 4;
-  return filters >= kManyWeights && pixels <= kSmallMap ? 0 : 2;
+  if (input.channels < kFewInputs || pixels < kFewPixels) return 0;
+  if (filters > kMostFilters && pixels < kSmallMap) return 0;
+  const int tile = filters <= kManyFilters && saved(output, 4) > saved(output, 2) ? 4 : 2;
+  return saved(output, tile) < kWorthwhile ? 0 : tile;
 }
 
 }  // namespace

@@ -417,6 +417,72 @@ TEST(typical_errors) {
   }
 }
 
+// ---- Which operators.
+
+Plan plan_of(const Shape& input, const Shape& output) {
+  Plan plan;
+  plan.values = {input, output};
+  return plan;
+}
+
+Op conv_of(const Shape& input) {
+  Op op{};
+  op.kind = OpKind::conv;
+  op.inputs = {0}, op.output = 1;
+  op.window = {{3, 3}, {1, 1}, {1, 1}, {1, 1}};
+  op.groups = {1, input.channels, std::vector<std::int32_t>(static_cast<std::size_t>(input.channels))};
+  std::iota(op.groups.channels.begin(), op.groups.channels.end(), 0);
+  return op;
+}
+
+int tile_for(const Shape& input, const Shape& output, const Op& op) {
+  const auto shape = winograd_shape(plan_of(input, output), op);
+  if (!shape) return 0;
+  CHECK_EQ(shape->in_channels, input.channels);
+  CHECK_EQ(shape->out_channels, output.channels);
+  CHECK_EQ(shape->padding[0], op.window.padding[0]);
+  CHECK_EQ(shape->padding[1], op.window.padding[1]);
+  return shape->tile;
+}
+
+TEST(which_sizes) {
+  const auto tile = [](int in, int out, int height, int width) {
+    const Shape input{in, height, width}, output{out, height, width};
+    return tile_for(input, output, conv_of(input));
+  };
+  for (const auto& [channels, size] : {std::pair{8, 8}, {16, 32}, {64, 8}, {64, 56}, {64, 112}, {128, 4}, {128, 28}}) {
+    CHECK_EQ(tile(channels, channels, size, size), 4);
+  }
+  CHECK_EQ(tile(64, 1, 14, 14), 4);
+  for (const auto& [channels, size] : {std::pair{64, 5}, {128, 6}, {129, 28}, {256, 7}, {256, 14}, {512, 8}, {512, 28}}) {
+    CHECK_EQ(tile(channels, channels, size, size), 2);
+  }
+  for (const auto& [channels, size] : {std::pair{7, 32}, {64, 3}, {256, 3}, {512, 4}, {512, 7}}) {
+    CHECK_EQ(tile(channels, channels, size, size), 0);
+  }
+  CHECK_EQ(tile(64, 64, 1, 64), 0);
+}
+
+TEST(which_operators) {
+  const Shape input{32, 16, 16}, output{32, 16, 16};
+  const Op op = conv_of(input);
+  CHECK_EQ(tile_for(input, output, op), 4);
+  const auto direct = [&](auto change) {
+    Op other = op;
+    change(other);
+    CHECK_EQ(tile_for(input, output, other), 0);
+  };
+  direct([](Op& o) { o.kind = OpKind::gated_conv; });
+  direct([](Op& o) { o.int8 = InputRange{1.0f, 0}; });
+  direct([](Op& o) { o.window.kernel = {5, 5}; });
+  direct([](Op& o) { o.window.kernel = {3, 1}; });
+  direct([](Op& o) { o.window.stride = {1, 2}; });
+  direct([](Op& o) { o.window.dilation = {2, 1}; });
+  direct([](Op& o) { o.groups.blocks = 2, o.groups.per_block = 16; });
+  direct([](Op& o) { o.groups.per_block = 31, o.groups.channels.pop_back(); });
+  direct([](Op& o) { std::swap(o.groups.channels[3], o.groups.channels[4]); });
+}
+
 TEST(enough_was_checked) {
   std::printf("%d results checked\n", checked);
   CHECK(checked > 1000 * static_cast<int>(isas().size()));
