@@ -1,6 +1,7 @@
 #include "engine/aligned.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cstring>
 #include <new>
@@ -11,8 +12,12 @@ namespace {
 constexpr std::size_t kLarge = std::size_t{1} << 20, kHugePage = std::size_t{1} << 21;
 constexpr std::align_val_t kAlignment{64};
 
-// A huge page that is not wholly mapped would be many small ones.
-std::size_t whole_pages(std::size_t bytes) { return (bytes + kHugePage - 1) / kHugePage * kHugePage; }
+// Not whole huge pages: each takes all of its memory at its first touch. What is left behind the last one that is filled
+// comes in small pages.
+std::size_t whole_pages(std::size_t bytes) {
+  const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+  return (bytes + page - 1) / page * page;
+}
 
 }  // namespace
 
