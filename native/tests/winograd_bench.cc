@@ -76,7 +76,8 @@ void measure(const KernelSet& kernels, const Layer& l, double seconds) {
     const auto middle = of.begin() + of.size() / 2;
     std::nth_element(of.begin(), middle, of.end());
     if (base == 0) base = *middle;
-    std::printf("  %9.1f us %6.1f GFLOP/s %5.2fx", *middle * 1e6, 2e-9 * pixels * weight.size() / *middle, base / *middle);
+    const double flops = 2.0 * pixels * weight.size();
+    std::printf("  %9.1f us %6.1f GFLOP/s %5.2fx", *middle * 1e6, 1e-9 * flops / *middle, base / *middle);
   }
   std::printf("\n");
 }

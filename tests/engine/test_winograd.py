@@ -1,4 +1,4 @@
-"""Networks whose convolutions the engine computes by Winograd's algorithm, against the interpreter, torch and itself."""
+"""Networks whose convolutions the engine computes by Winograd's algorithm, against the interpreter and torch."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def network() -> tuple[nn.Module, Tensor]:
     return settle(Winograd(), x[:4]), x
 
 
-def test_agrees_with_the_interpreter_and_with_torch(network: tuple[nn.Module, Tensor], isa: str, tmp_path: Path) -> None:
+def test_agrees_with_the_interpreter_and_with_torch(
+    network: tuple[nn.Module, Tensor], isa: str, tmp_path: Path
+) -> None:
     model, x = network
     path = plan_of(model, x, tmp_path)
     output = torch.from_numpy(hg.Engine(path, threads=2)(x[:2].numpy()))

@@ -73,13 +73,15 @@ void winograd_pack(const WinogradShape& shape, const float* weight, float* packe
         const double* along = &line[3 * y];
         for (int x = 0; x < 3; ++x) {
           for (int lane = 0; lane < kLanes; ++lane) {
-            rows[x][lane] = along[0] * filter[x][lane] + along[1] * filter[3 + x][lane] + along[2] * filter[6 + x][lane];
+            rows[x][lane] =
+                along[0] * filter[x][lane] + along[1] * filter[3 + x][lane] + along[2] * filter[6 + x][lane];
           }
         }
         for (int x = 0; x < size; ++x, to += layout.weight_element) {
           const double* across = &line[3 * x];
           for (int lane = 0; lane < kLanes; ++lane) {
-            to[lane] = static_cast<float>(across[0] * rows[0][lane] + across[1] * rows[1][lane] + across[2] * rows[2][lane]);
+            to[lane] = static_cast<float>(across[0] * rows[0][lane] + across[1] * rows[1][lane] +
+                                          across[2] * rows[2][lane]);
           }
         }
       }
