@@ -1,6 +1,7 @@
 // Convolutions without a gate: direct, by Winograd's algorithm, depthwise.
 #include "engine/step.h"
 #include "engine/winograd.h"
+#include "headgate/parallel.h"
 
 namespace headgate {
 
@@ -8,6 +9,20 @@ namespace {
 
 // Below so many pixels, or tiles, to a thread, threads share them and split the output channels.
 constexpr std::int64_t kMinPixels = 32, kMinTiles = 12;
+
+// Calls body(part, pixels or tiles, vectors of outputs) for every thread's part of `count` × `vectors`.
+template <class F>
+void share(std::int64_t count, std::int64_t fewest, int vectors, int threads, F body) {
+  if (count >= fewest * threads || vectors == 1) {
+    split(count, 1, threads, [&](int part, std::int64_t begin, std::int64_t end) {
+      body(part, Range{begin, end}, Range{0, vectors});
+    });
+  } else {
+    split(vectors, 1, threads, [&](int part, std::int64_t begin, std::int64_t end) {
+      body(part, Range{0, count}, Range{begin, end});
+    });
+  }
+}
 
 // What follows an operator's sums: its bias, residual and activation.
 class Ending {
@@ -68,19 +83,12 @@ class ConvStep : public Step {
     const int vectors = padded_channels(output.channels) / kLanes;
     const ConvArgs all{&shape_, weights_.data(), context.map(op_.inputs[0]), output,
                        ending_.epilogue(context, residual), 0, pixels, 0, vectors};
-    if (pixels >= kMinPixels * context.threads || vectors == 1) {
-      split(pixels, 1, context.threads, [&](int, std::int64_t begin, std::int64_t end) {
-        ConvArgs part = all;
-        part.begin = begin, part.end = end;
-        kernels_.run(part);
-      });
-    } else {
-      split(vectors, 1, context.threads, [&](int, std::int64_t begin, std::int64_t end) {
-        ConvArgs part = all;
-        part.first_vector = static_cast<int>(begin), part.last_vector = static_cast<int>(end);
-        kernels_.run(part);
-      });
-    }
+    share(pixels, kMinPixels, vectors, context.threads, [&](int, Range of, Range among) {
+      ConvArgs part = all;
+      part.begin = of.begin, part.end = of.end;
+      part.first_vector = static_cast<int>(among.begin), part.last_vector = static_cast<int>(among.end);
+      kernels_.run(part);
+    });
     ending_.finish(context);
     return 0;
   }
@@ -119,24 +127,13 @@ class WinogradStep : public Step {
     const int vectors = padded_channels(output.channels) / kLanes;
     const WinogradArgs all{&shape_, weights_.data(), context.map(op_.inputs[0]), output,
                            ending_.epilogue(context, residual), 0, tiles, 0, vectors, nullptr};
-    const auto part = [&](int i) {
+    share(tiles, kMinTiles, vectors, context.threads, [&](int i, Range of, Range among) {
       WinogradArgs part = all;
+      part.begin = of.begin, part.end = of.end;
+      part.first_vector = static_cast<int>(among.begin), part.last_vector = static_cast<int>(among.end);
       part.scratch = reinterpret_cast<float*>(context.scratch) + i * winograd_scratch_size(shape_);
-      return part;
-    };
-    if (tiles >= kMinTiles * context.threads || vectors == 1) {
-      split(tiles, 1, context.threads, [&](int i, std::int64_t begin, std::int64_t end) {
-        WinogradArgs args = part(i);
-        args.begin = begin, args.end = end;
-        kernels_.run(args);
-      });
-    } else {
-      split(vectors, 1, context.threads, [&](int i, std::int64_t begin, std::int64_t end) {
-        WinogradArgs args = part(i);
-        args.first_vector = static_cast<int>(begin), args.last_vector = static_cast<int>(end);
-        kernels_.run(args);
-      });
-    }
+      kernels_.run(part);
+    });
     ending_.finish(context);
     return 0;
   }

@@ -19,7 +19,7 @@ bool dense(const InputLists& lists, int in_channels) {
 
 // How many times fewer multiplications than products, padding at the map's edges included.
 double saved(const Shape& output, int tile) {
-  const auto tiles = [tile](int size) { return double{1} * ((size + tile - 1) / tile); };
+  const auto tiles = [tile](int size) { return static_cast<double>((size + tile - 1) / tile); };
   return 9.0 * output.height * output.width / (tiles(output.height) * tiles(output.width) * (tile + 2) * (tile + 2));
 }
 

@@ -8,9 +8,9 @@
 
 namespace headgate {
 
-// The points at which a tile's polynomials are evaluated: 0, ±kFar, ±kNear and ∞ for a tile of 4; 0, ±1 and ∞ for 2.
+// The points at which a tile's polynomials are evaluated: 0, ±kFarPoint, ±kNearPoint and ∞ for a tile of 4; 0, ±1 and ∞ for 2.
 // These have the smallest errors of those tried, and all coefficients of inputs' and outputs' transforms are exact.
-constexpr double kFar = 1.5, kNear = 0.625;
+constexpr double kFarPoint = 1.5, kNearPoint = 0.625;
 
 // Weights:           [output vector][element][input][lane]
 // Inputs and sums:   [element][vector][tile][lane], of the tiles at hand. Tiles lie side by side, so that kernels reach

@@ -20,7 +20,7 @@ int vectors(int channels) { return padded_channels(channels) / kLanes; }
 // what the points contribute to interpolation.
 std::vector<double> line_transform(int tile) {
   std::vector<double> points{0, 1, -1};
-  if (tile == 4) points = {0, kFar, -kFar, kNear, -kNear};
+  if (tile == 4) points = {0, kFarPoint, -kFarPoint, kNearPoint, -kNearPoint};
   std::vector<double> transform;
   for (double point : points) {
     double divisor = 1;
