@@ -15,6 +15,7 @@ TESTS = (
     "capi_test",
     "npy_test",
     "conv_test",
+    "winograd_test",
     "depthwise_test",
     "conditional_test",
     "int8_test",

@@ -20,18 +20,18 @@ KernelSet kernel_set(Isa isa) {
   const Int8Kernels int8 = int8_kernels(isa, cpu_has_vnni());
   switch (isa) {
     case Isa::avx512:
-      return {conv_avx512(), depthwise_avx512(), conditional_activation_avx512(), conditional_group_avx512(),
-              decide_avx512(), maps_avx512(), int8};
+      return {conv_avx512(), winograd_avx512(), depthwise_avx512(), conditional_activation_avx512(),
+              conditional_group_avx512(), decide_avx512(), maps_avx512(), int8};
     case Isa::avx2:
-      return {conv_avx2(), depthwise_avx2(), conditional_activation_avx2(), conditional_group_avx2(), decide_avx2(),
-              maps_avx2(), int8};
+      return {conv_avx2(), winograd_avx2(), depthwise_avx2(), conditional_activation_avx2(),
+              conditional_group_avx2(), decide_avx2(), maps_avx2(), int8};
     case Isa::neon:
-      return {conv_neon(), depthwise_neon(), conditional_activation_neon(), conditional_group_neon(), decide_neon(),
-              maps_neon(), int8};
+      return {conv_neon(), winograd_neon(), depthwise_neon(), conditional_activation_neon(),
+              conditional_group_neon(), decide_neon(), maps_neon(), int8};
     case Isa::portable: break;
   }
-  return {conv_portable(), depthwise_portable(), conditional_activation_portable(), conditional_group_portable(),
-          decide_portable(), maps_portable(), int8};
+  return {conv_portable(), winograd_portable(), depthwise_portable(), conditional_activation_portable(),
+          conditional_group_portable(), decide_portable(), maps_portable(), int8};
 }
 
 }  // namespace headgate

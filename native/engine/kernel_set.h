@@ -10,6 +10,7 @@
 #include "kernels/int8_conv/int8_conv.h"
 #include "kernels/maps/maps.h"
 #include "kernels/quantise/quantise.h"
+#include "kernels/winograd/winograd.h"
 
 namespace headgate {
 
@@ -21,6 +22,7 @@ struct Int8Kernels {
 
 struct KernelSet {
   const ConvKernels& conv;
+  const WinogradKernels& winograd;
   const DepthwiseKernels& depthwise;
   const ConditionalKernels &conditional_activation, &conditional_group;
   const DecideKernels& decide;

@@ -9,6 +9,7 @@
 #include <fstream>
 #include <limits>
 
+#include "engine/winograd.h"
 #include "kernels/map.h"
 
 namespace headgate {
@@ -47,6 +48,10 @@ double packed_bytes(const Plan& plan) {
   double floats = 0;
   for (const Op& op : plan.ops) {
     if (op.kind != OpKind::conv && op.kind != OpKind::gated_conv) continue;
+    if (const auto shape = winograd_shape(plan, op)) {
+      floats += static_cast<double>(winograd_packed_size(*shape));
+      continue;
+    }
     const double outputs = padded(plan.values[op.output].channels);
     const double taps = double{1} * op.window.kernel[0] * op.window.kernel[1];
     const InputLists& base = op.gating ? op.gating->base : op.groups;

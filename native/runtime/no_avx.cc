@@ -10,6 +10,7 @@
 #include "kernels/moments/moments.h"
 #include "kernels/norm_act/norm_act.h"
 #include "kernels/quantise/quantise.h"
+#include "kernels/winograd/winograd.h"
 
 namespace headgate {
 
@@ -21,6 +22,8 @@ const NormActKernels& norm_act_avx2() { return norm_act_portable(); }
 const NormActKernels& norm_act_avx512() { return norm_act_portable(); }
 const ConvKernels& conv_avx2() { return conv_portable(); }
 const ConvKernels& conv_avx512() { return conv_portable(); }
+const WinogradKernels& winograd_avx2() { return winograd_portable(); }
+const WinogradKernels& winograd_avx512() { return winograd_portable(); }
 const DepthwiseKernels& depthwise_avx2() { return depthwise_portable(); }
 const DepthwiseKernels& depthwise_avx512() { return depthwise_portable(); }
 const ConditionalKernels& conditional_activation_avx2() { return conditional_activation_portable(); }

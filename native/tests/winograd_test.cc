@@ -1,0 +1,318 @@
+#include "kernels/winograd/winograd.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <numeric>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine/kernel_set.h"
+#include "engine/winograd.h"
+#include "headgate/isa.h"
+#include "tests/check.h"
+#include "tests/framed.h"
+#include "tests/isas.h"
+#include "tests/winograd_problem.h"
+
+namespace headgate {
+namespace {
+
+constexpr double kUnit = 0x1p-24;
+
+struct Part {
+  std::int64_t begin, end;
+  int first_vector, last_vector;
+};
+
+using Output = Framed;
+
+Output output_of(const Problem& p) {
+  return Output(p.sizes.images, p.sizes.out, p.height, p.width, 1, poison());
+}
+
+void run(Isa isa, Problem& p, int tile, const ConvEpilogue& epilogue, const std::vector<Part>& parts, Output& output) {
+  const WinogradShape shape = p.shape(tile);
+  Aligned packed(winograd_packed_size(shape), poison());
+  winograd_pack(shape, p.weight.data(), packed.data());
+  for (const Part& part : parts) {
+    Aligned scratch(winograd_scratch_size(shape), poison());
+    kernel_set(isa).winograd.run({&shape, packed.data(), p.input.map(), output.map(), epilogue, part.begin, part.end,
+                                  part.first_vector, part.last_vector, scratch.data()});
+  }
+}
+
+// What is wrong with the result of `part` alone, or nothing.
+std::string problem_with(Problem& p, int tile, const std::vector<double>& magnitude, const ConvEpilogue& e,
+                         const Part& part, Output& output) {
+  std::int64_t written = 0;
+  const int columns = (p.width + tile - 1) / tile, rows = (p.height + tile - 1) / tile;
+  for (std::int64_t pixel = 0; pixel < std::int64_t{p.sizes.images} * p.height * p.width; ++pixel) {
+    const int image = pixel / (p.height * p.width), y = pixel / p.width % p.height, x = pixel % p.width;
+    const std::int64_t of = (std::int64_t{image} * rows + y / tile) * columns + x / tile;
+    const float* out = output.at(image, y, x);
+    for (int c = 0; c < p.words * kLanes; ++c) {
+      const auto wrong = [&](const char* what, double expected) {
+        return std::string(what) + ": image " + std::to_string(image) + " y " + std::to_string(y) + " x " +
+               std::to_string(x) + " channel " + std::to_string(c) + " is " + std::to_string(out[c]) + ", not " +
+               std::to_string(expected);
+      };
+      if (of < part.begin || of >= part.end || c / kLanes < part.first_vector || c / kLanes >= part.last_vector) {
+        if (!poisoned(out[c])) return wrong("touched", 0);
+        continue;
+      }
+      ++written;
+      if (c >= p.sizes.out) {
+        if (!same_bits(out[c], 0.0f)) return wrong("padding", 0);
+        continue;
+      }
+      const std::int64_t at = pixel * p.sizes.out + c;
+      const double sum = p.sums.sum[at], bound = 1.01 * kUnit * roundings(p) * magnitude[at];
+      const double r = e.residual == nullptr ? 0.0 : pixel_at(*e.residual, image, y, x)[c];
+      const double expected = std::clamp(sum * e.scale[c] + e.bias[c] + r, double{e.low}, double{e.high});
+      const double tolerance = std::abs(e.scale[c]) * bound +
+                               4 * kUnit * (std::abs(sum * e.scale[c]) + std::abs(e.bias[c]) + std::abs(r));
+      if (!(std::abs(out[c] - expected) <= tolerance)) return wrong("value", expected);
+    }
+  }
+  for (std::int64_t i = 0; i < output.size(); ++i) written -= !poisoned(output.begin()[i]);
+  return written == 0 ? "" : "the frame was touched";
+}
+
+int checked = 0;
+
+// Both tiles, with a residual or without, the whole and an odd part.
+void check(Problem p, const char* what) {
+  for (int tile : {2, 4}) {
+    const std::vector<double> magnitude = magnitudes(p, tile);
+    for (Isa isa : isas()) {
+      const std::int64_t n = p.tiles(tile);
+      const Part whole{0, n, 0, p.words}, part{n / 3, n - n / 4, p.words / 2, p.words};
+      for (bool with_residual : {false, true}) {
+        const ConvEpilogue e = p.epilogue(with_residual);
+        for (const Part& range : {whole, part}) {
+          Output output = output_of(p);
+          run(isa, p, tile, e, {range}, output);
+          const std::string problem = problem_with(p, tile, magnitude, e, range, output);
+          if (!problem.empty()) {
+            std::printf("%s, %s, tiles of %d: in %d out %d, %d of %d×%d: %s\n", what, name(isa), tile, p.sizes.in,
+                        p.sizes.out, p.sizes.images, p.sizes.height, p.sizes.width, problem.c_str());
+          }
+          CHECK(problem.empty());
+          ++checked;
+        }
+      }
+    }
+  }
+}
+
+TEST(channels) {
+  for (int in : {1, 3, 15, 16, 17, 37}) {
+    for (int out : {1, 15, 16, 17, 31, 33, 64, 71}) check(Problem({in, out, 5, 6}, in + out), "channels");
+  }
+}
+
+TEST(maps) {
+  for (int height : {1, 2, 3, 4, 5, 7, 8, 9}) {
+    for (int width : {1, 2, 3, 4, 5, 6, 7, 13}) check(Problem({5, 19, height, width}, height + width), "maps");
+  }
+}
+
+TEST(paddings) {
+  for (int height : {0, 1, 2}) {
+    for (int width : {0, 1, 2}) {
+      for (int size : {3, 4, 6, 7, 10}) {
+        check(Problem({4, 17, size, 13 - size, height, width, 2}, size), "paddings");
+      }
+    }
+  }
+}
+
+// A padding beyond what the kernel reaches.
+TEST(wide_padding) { check(Problem({4, 17, 3, 5, 3, 4, 2}), "wide padding"); }
+
+// More tiles than are at hand at once, across images.
+TEST(batches) {
+  for (int images : {1, 2, 5, 33}) check(Problem({18, 20, 7, 9, 1, 1, images}, images), "batches");
+  check(Problem({3, 16, 61, 59}), "a large map");
+  check(Problem({130, 33, 10, 9, 1, 1, 3}), "wide");
+}
+
+// An output's bits depend on its own inputs alone: not on the range, its splits, the batch or the place in it.
+TEST(order_of_sums) {
+  std::mt19937 random(11);
+  for (int tile : {2, 4}) {
+    for (const Sizes& sizes :
+         std::vector<Sizes>{{16, 64, 7, 17, 1, 1, 5}, {64, 80, 6, 9, 0, 2, 5}, {20, 16, 9, 9, 1, 1, 5}}) {
+      Problem p(sizes);
+      const ConvEpilogue e = p.raw();
+      Sizes one = sizes;
+      one.images = 1;
+      Problem alone(one);
+      alone.weight = p.weight;
+      for (int y = 0; y < sizes.height; ++y) {
+        for (int x = 0; x < sizes.width; ++x) std::copy_n(p.input.at(4, y, x), sizes.in, alone.input.at(0, y, x));
+      }
+      for (Isa isa : isas()) {
+        Output whole = output_of(p), split = output_of(p), last = output_of(alone);
+        run(isa, p, tile, e, {{0, p.tiles(tile), 0, p.words}}, whole);
+        std::vector<Part> parts;
+        for (int vector = 0; vector < p.words;) {
+          const int next = std::min<int>(p.words, vector + 1 + random() % 3);
+          for (std::int64_t at = 0; at < p.tiles(tile);) {
+            const std::int64_t end = std::min<std::int64_t>(p.tiles(tile), at + 1 + random() % 20);
+            parts.push_back({at, end, vector, next});
+            at = end;
+          }
+          vector = next;
+        }
+        run(isa, p, tile, e, parts, split);
+        CHECK(std::memcmp(whole.begin(), split.begin(), whole.size() * sizeof(float)) == 0);
+        run(isa, alone, tile, e, {{0, alone.tiles(tile), 0, p.words}}, last);
+        CHECK(std::memcmp(whole.begin() + 4 * last.size(), last.begin(), last.size() * sizeof(float)) == 0);
+      }
+    }
+  }
+}
+
+// A tile's outputs are sums of all of its inputs, of which most cancel: a NaN, or an infinity, may reach all of them, and
+// reaches those that read it; and no other tile.
+TEST(not_a_number) {
+  for (float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    for (int tile : {2, 4}) {
+      Problem p({20, 24, 13, 13});
+      const ConvEpilogue e = p.raw();
+      for (Isa isa : isas()) {
+        Output clean = output_of(p), output = output_of(p);
+        run(isa, p, tile, e, {{0, p.tiles(tile), 0, p.words}}, clean);
+        float& value = p.input.at(0, 6, 7)[5];
+        const float before = std::exchange(value, bad);
+        run(isa, p, tile, e, {{0, p.tiles(tile), 0, p.words}}, output);
+        value = before;
+        for (int y = 0; y < 13; ++y) {
+          for (int x = 0; x < 13; ++x) {
+            const auto reads = [&](int at, int input) {
+              const int first = at / tile * tile - 1;
+              return first <= input && input <= first + tile + 1;
+            };
+            const bool near = std::abs(y - 6) <= 1 && std::abs(x - 7) <= 1;
+            for (int c = 0; c < 24; ++c) {
+              const float was = clean.at(0, y, x)[c], is = output.at(0, y, x)[c];
+              if (!reads(y, 6) || !reads(x, 7)) CHECK(same_bits(was, is));
+              if (near) CHECK(!std::isfinite(is));
+            }
+            for (int c = 24; c < 32; ++c) CHECK(same_bits(output.at(0, y, x)[c], 0.0f));
+          }
+        }
+      }
+    }
+  }
+}
+
+// The errors themselves, not their bound: beside the direct kernels', as root mean squares.
+TEST(typical_errors) {
+  for (const int channels : {16, 64, 128}) {
+    Problem p({channels, 32, 16, 16});
+    const ConvEpilogue e = p.raw();
+    const auto error = [&](Output& output) {
+      double squares = 0;
+      for (std::size_t i = 0; i < p.sums.sum.size(); ++i) {
+        const int pixel = i / p.sizes.out;
+        squares += std::pow(output.at(0, pixel / p.width, pixel % p.width)[i % p.sizes.out] - p.sums.sum[i], 2);
+      }
+      return std::sqrt(squares / p.sums.sum.size());
+    };
+    for (Isa isa : isas()) {
+      const ConvKernels& conv = kernel_set(isa).conv;
+      Aligned packed(conv.packed_size(p.direct), poison());
+      conv.pack(p.direct, p.weight.data(), packed.data());
+      Output direct = output_of(p);
+      const std::int64_t pixels = std::int64_t{p.height} * p.width;
+      conv.run({&p.direct, packed.data(), p.input.map(), direct.map(), e, 0, pixels, 0, p.words});
+      for (const auto& [tile, most] : {std::pair{2, 0.9}, std::pair{4, 2.6}}) {
+        Output output = output_of(p);
+        run(isa, p, tile, e, {{0, p.tiles(tile), 0, p.words}}, output);
+        const double ratio = error(output) / error(direct);
+        std::printf("%s, %d inputs, tiles of %d: %.2f times the direct convolution's error\n", name(isa), channels,
+                    tile, ratio);
+        CHECK(ratio < most);
+      }
+    }
+  }
+}
+
+// ---- Which operators.
+
+Plan plan_of(const Shape& input, const Shape& output) {
+  Plan plan;
+  plan.values = {input, output};
+  return plan;
+}
+
+Op conv_of(const Shape& input) {
+  Op op{};
+  op.kind = OpKind::conv;
+  op.inputs = {0}, op.output = 1;
+  op.window = {{3, 3}, {1, 1}, {1, 1}, {1, 1}};
+  op.groups = {1, input.channels, std::vector<std::int32_t>(static_cast<std::size_t>(input.channels))};
+  std::iota(op.groups.channels.begin(), op.groups.channels.end(), 0);
+  return op;
+}
+
+int tile_for(const Shape& input, const Shape& output, const Op& op) {
+  const auto shape = winograd_shape(plan_of(input, output), op);
+  if (!shape) return 0;
+  CHECK_EQ(shape->in_channels, input.channels);
+  CHECK_EQ(shape->out_channels, output.channels);
+  CHECK_EQ(shape->padding[0], op.window.padding[0]);
+  CHECK_EQ(shape->padding[1], op.window.padding[1]);
+  return shape->tile;
+}
+
+TEST(which_sizes) {
+  const auto tile = [](int in, int out, int height, int width) {
+    const Shape input{in, height, width}, output{out, height, width};
+    return tile_for(input, output, conv_of(input));
+  };
+  for (const auto& [channels, size] : {std::pair{8, 8}, {16, 32}, {64, 8}, {64, 56}, {64, 112}, {128, 4}, {128, 28}}) {
+    CHECK_EQ(tile(channels, channels, size, size), 4);
+  }
+  CHECK_EQ(tile(64, 1, 14, 14), 4);
+  for (const auto& [channels, size] :
+       {std::pair{64, 5}, {128, 6}, {129, 28}, {256, 7}, {256, 14}, {512, 8}, {512, 28}}) {
+    CHECK_EQ(tile(channels, channels, size, size), 2);
+  }
+  for (const auto& [channels, size] : {std::pair{7, 32}, {64, 3}, {256, 3}, {512, 4}, {512, 7}}) {
+    CHECK_EQ(tile(channels, channels, size, size), 0);
+  }
+  CHECK_EQ(tile(64, 64, 1, 64), 0);
+}
+
+TEST(which_operators) {
+  const Shape input{32, 16, 16}, output{32, 16, 16};
+  const Op op = conv_of(input);
+  CHECK_EQ(tile_for(input, output, op), 4);
+  const auto direct = [&](auto change) {
+    Op other = op;
+    change(other);
+    CHECK_EQ(tile_for(input, output, other), 0);
+  };
+  direct([](Op& o) { o.kind = OpKind::gated_conv; });
+  direct([](Op& o) { o.int8 = InputRange{1.0f, 0}; });
+  direct([](Op& o) { o.window.kernel = {5, 5}; });
+  direct([](Op& o) { o.window.kernel = {3, 1}; });
+  direct([](Op& o) { o.window.stride = {1, 2}; });
+  direct([](Op& o) { o.window.dilation = {2, 1}; });
+  direct([](Op& o) { o.groups.blocks = 2, o.groups.per_block = 16; });
+  direct([](Op& o) { o.groups.per_block = 31, o.groups.channels.pop_back(); });
+  direct([](Op& o) { std::swap(o.groups.channels[3], o.groups.channels[4]); });
+}
+
+TEST(enough_was_checked) {
+  std::printf("%d results checked\n", checked);
+  CHECK(checked > 1000 * static_cast<int>(isas().size()));
+}
+
+}  // namespace
+}  // namespace headgate
