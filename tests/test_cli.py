@@ -61,6 +61,13 @@ def test_export_in_8_bits(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "calibration must be" in capsys.readouterr().err
 
 
+def test_export_in_bfloat16(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = tmp_path / "model.hgplan"
+    assert cli.main(["export", str(runs / "gated"), str(plan), "--precision", "bfloat16"]) == 0
+    assert "bfloat16" in capsys.readouterr().out
+    assert plan.exists()
+
+
 def test_export_explains(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,7 @@ TESTS = (
     "depthwise_test",
     "conditional_test",
     "int8_test",
+    "bfloat16_test",
     "training_test",
 )
 FUZZED = 5_000

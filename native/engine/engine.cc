@@ -20,13 +20,13 @@ namespace {
 
 // Larger batches run in pieces, so that memory does not grow with the batch; in smaller ones where memory is short.
 constexpr std::int64_t kMaxImages = 32;
-// Of plans in 8-bit integers, for each thread: their convolutions take so little time that maps must come from the
-// cache.
-constexpr std::int64_t kMaxInt8Images = 8;
+// Of plans in 8-bit integers or bfloat16, for each thread: their convolutions take so little time that maps must come
+// from the cache.
+constexpr std::int64_t kMaxNarrowImages = 8;
 
 std::int64_t images_at_once(const Plan& plan, int threads) {
-  const bool int8 = std::any_of(plan.ops.begin(), plan.ops.end(), [](const Op& op) { return op.int8.has_value(); });
-  return int8 ? std::min(kMaxImages, kMaxInt8Images * threads) : kMaxImages;
+  const bool narrow = std::any_of(plan.ops.begin(), plan.ops.end(), [](const Op& op) { return op.narrow(); });
+  return narrow ? std::min(kMaxImages, kMaxNarrowImages * threads) : kMaxImages;
 }
 
 // Of one operator.

@@ -2,10 +2,10 @@
 
 namespace headgate {
 
-Int8Kernels int8_kernels(Isa isa, bool vnni) {
-  if (isa == Isa::avx512 && vnni) return {quantise_avx512(), int8_conv_avx512(), int8_conditional_avx512()};
-  if (isa == Isa::avx512 || isa == Isa::avx2) return {quantise_avx2(), int8_conv_avx2(), int8_conditional_avx2()};
-  return {quantise_portable(), int8_conv_portable(), int8_conditional_portable()};
+const NarrowKernels& int8_kernels(Isa isa, bool vnni) {
+  if (isa == Isa::avx512 && vnni) return int8_avx512();
+  if (isa == Isa::avx512 || isa == Isa::avx2) return int8_avx2();
+  return int8_portable();
 }
 
 bool cpu_has_vnni() {
@@ -17,21 +17,21 @@ bool cpu_has_vnni() {
 }
 
 KernelSet kernel_set(Isa isa) {
-  const Int8Kernels int8 = int8_kernels(isa, cpu_has_vnni());
+  const NarrowKernels& int8 = int8_kernels(isa, cpu_has_vnni());
   switch (isa) {
     case Isa::avx512:
       return {conv_avx512(), depthwise_avx512(), conditional_activation_avx512(), conditional_group_avx512(),
-              decide_avx512(), maps_avx512(), int8};
+              decide_avx512(), maps_avx512(), int8, bfloat16_avx512()};
     case Isa::avx2:
       return {conv_avx2(), depthwise_avx2(), conditional_activation_avx2(), conditional_group_avx2(), decide_avx2(),
-              maps_avx2(), int8};
+              maps_avx2(), int8, bfloat16_avx2()};
     case Isa::neon:
       return {conv_neon(), depthwise_neon(), conditional_activation_neon(), conditional_group_neon(), decide_neon(),
-              maps_neon(), int8};
+              maps_neon(), int8, bfloat16_portable()};
     case Isa::portable: break;
   }
   return {conv_portable(), depthwise_portable(), conditional_activation_portable(), conditional_group_portable(),
-          decide_portable(), maps_portable(), int8};
+          decide_portable(), maps_portable(), int8, bfloat16_portable()};
 }
 
 }  // namespace headgate

@@ -158,7 +158,7 @@ TEST(wrong_convolutions) {
         kPoint + "input 1 must have the output's shape, [6, 4, 5], got [6, 8, 9]"},
        {R"("groups": 2)", R"("groups": 2, "gruops": 2)",
         kDown + R"(unknown attribute "gruops", got 2; accepted are name, kind, inputs, output, groups, )"
-        "weight, bias, stride, padding, dilation, activation"}});
+        "weight, bias, stride, padding, dilation, activation, precision"}});
 
   PlanFile file = convolutions();
   file.entries = replaced(file.entries, R"("stem.bias":{"dtype":"F32")", R"("stem.bias":{"dtype":"I32")");
@@ -199,6 +199,25 @@ TEST(eight_bit_convolutions) {
   CHECK_THROWS(parse(large.bytes()), PlanError,
                "m: operator 0 (conv \"fc\"): input_scale is accepted where an output sums at most 65536 products, got "
                "65792");
+}
+
+TEST(bfloat16_convolutions) {
+  const Plan plan = parse(convolutions().bytes());
+  CHECK(plan.ops[1].bfloat16 && !plan.ops[1].int8 && plan.ops[1].narrow());
+  CHECK(!plan.ops[0].narrow() && !plan.ops[2].bfloat16 && plan.ops[2].narrow());
+  check_wrong(convolutions(),
+              {{R"("bfloat16")", R"("float16")", kDown + R"(precision must be one of bfloat16, got "float16")"},
+               {R"("bfloat16")", "16", kDown + "precision must be one of bfloat16, got 16"},
+               {R"("bfloat16")", R"("bfloat16", "input_scale": 0.5)",
+                kDown + R"(unknown attribute "input_scale", got 0.5; accepted are name, kind, inputs, output, groups, )"
+                "weight, bias, stride, padding, dilation, activation, precision"}});
+  const std::string every = "precision is accepted where every pixel decides by itself: granularity activation or "
+                            "group, and channel_bound 0";
+  check_wrong(gated_convolutions(),
+              {{R"("channel_bound": 0.25)", R"("channel_bound": 0.25, "precision": "bfloat16")",
+                "operator 1 (gated_conv \"groups\"): " + every},
+               {R"("group_scale": "six")", R"("group_scale": "six", "precision": "bfloat16")",
+                "operator 2 (gated_conv \"channels\"): " + every}});
 }
 
 TEST(not_a_plan) {
