@@ -26,4 +26,7 @@ KernelSet kernel_set(Isa isa);
 const NarrowKernels& int8_kernels(Isa isa, bool vnni);
 bool cpu_has_vnni();
 
+// `amx`: whether the CPU multiplies tiles. Results differ by rounding.
+const NarrowKernels& bfloat16_kernels(Isa isa, bool amx);
+
 }  // namespace headgate

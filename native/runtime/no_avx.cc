@@ -8,6 +8,7 @@
 #include "kernels/moments/moments.h"
 #include "kernels/narrow/narrow.h"
 #include "kernels/norm_act/norm_act.h"
+#include "runtime/amx.h"
 
 namespace headgate {
 
@@ -33,5 +34,7 @@ const NarrowKernels& int8_avx2() { return int8_portable(); }
 const NarrowKernels& int8_avx512() { return int8_portable(); }
 const NarrowKernels& bfloat16_avx2() { return bfloat16_portable(); }
 const NarrowKernels& bfloat16_avx512() { return bfloat16_portable(); }
+const NarrowKernels& bfloat16_amx() { return bfloat16_portable(); }
+bool cpu_has_amx() { return false; }
 
 }  // namespace headgate

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <string>
 
+#include "runtime/amx.h"
 #include "tests/check.h"
 #include "tests/isas.h"
 #include "tests/narrow_cases.h"
@@ -16,7 +17,14 @@ struct Named {
 };
 std::vector<Named> all_kernels() {
   std::vector<Named> all;
-  for (Isa isa : isas()) all.push_back({name(isa), kernel_set(isa).bfloat16});
+  for (Isa isa : isas()) {
+    all.push_back({name(isa), bfloat16_kernels(isa, false)});
+    if (isa != Isa::avx512) continue;
+#ifdef HEADGATE_EMULATED_TILES
+    all.push_back({"emulated tiles", bfloat16_emulated()});
+#endif
+    if (cpu_has_amx()) all.push_back({"amx", bfloat16_amx()});
+  }
   return all;
 }
 
@@ -250,6 +258,38 @@ TEST(what_is_not_finite_stays_where_it_is) {
     }
   }
 }
+
+TEST(wide_blocks) { wide_blocks(Numbers::bfloat16, check); }
+
+#ifdef HEADGATE_EMULATED_TILES
+TEST(wide_blocks_use_tiles) {
+  for (int outputs : {15, 16, 40}) {
+    for (int inputs : {8, 16, 32, 64}) {
+      const ConvShape shape = shape_of(2 * inputs, 2 * outputs, 2, Lists::shuffled);
+      const NarrowOrder order = narrow_order(shape, true, bfloat16_emulated().format);
+      const std::vector<std::int16_t> weight(std::size_t{2} * outputs * inputs * 9);
+      const NarrowWeights packed = pack_narrow(shape, weight.data(), order, 0, bfloat16_emulated().format);
+      CHECK_EQ(packed.view().blocks[1].tiled, outputs >= 16 && inputs >= 32);
+    }
+  }
+}
+
+// What the emulation claims, where it can be checked.
+TEST(amx_gives_the_bits_of_emulated_tiles) {
+  if (!cpu_has_amx()) {
+    std::printf("not tested, as the CPU lacks it, or the system does not allow it: AMX\n");
+    return;
+  }
+  wide_blocks(Numbers::bfloat16, [](const NarrowProblem& p) {
+    for (const Variant& v : variants(p)) {
+      Result real(p), emulated(p);
+      run(bfloat16_amx(), p, v, v.masked(), whole(p), real);
+      run(bfloat16_emulated(), p, v, v.masked(), whole(p), emulated);
+      CHECK(same(real, emulated));
+    }
+  });
+}
+#endif
 
 TEST(gates_opened_and_closed) {
   std::printf("%ld outputs compared, %ld of them open, %ld decisions in doubt\n", outputs, opened, doubtful);

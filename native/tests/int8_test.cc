@@ -200,6 +200,7 @@ TEST(dense_convolutions_of_any_channels) { dense_convolutions_of_any_channels(Nu
 TEST(groups_of_every_size) { groups_of_every_size(Numbers::int8, check); }
 TEST(pixels_of_every_tile) { pixels_of_every_tile(Numbers::int8, check); }
 TEST(batches) { batches(Numbers::int8, check); }
+TEST(wide_blocks) { wide_blocks(Numbers::int8, check); }
 TEST(windows) { windows(Numbers::int8, check); }
 
 TEST(the_largest_sums_do_not_overflow) {

@@ -75,6 +75,18 @@ inline void batches(Numbers numbers, const Check& check) {
   }
 }
 
+// With 16 outputs and 32 inputs at least, as tiles want them; more of them than tiles hold at a time.
+inline void wide_blocks(Numbers numbers, const Check& check) {
+  for (Lists lists : {Lists::contiguous, Lists::shuffled}) {
+    check(NarrowProblem(numbers, shape_of(64, 64, 2, lists), 2, 5, 8, 2));
+    check(NarrowProblem(numbers, shape_of(96, 80, 2, lists, 3, 3, 2, 2), 1, 9, 7, 4));
+    check(NarrowProblem(numbers, shape_of(80, 40, 2, lists, 1, 1, 1, 1, 0, 0), 3, 4, 5, 2));
+    check(NarrowProblem(numbers, shape_of(128, 64, 4, lists, 1, 3, 1, 1, 0, 2, 1, 2), 1, 2, 33, 4));
+  }
+  check(NarrowProblem(numbers, shape_of(33, 230, 1, Lists::contiguous), 1, 4, 17, 1));
+  check(NarrowProblem(numbers, shape_of(70, 112, 1, Lists::first), 1, 4, 17, 7));
+}
+
 inline void windows(Numbers numbers, const Check& check) {
   struct Window {
     int kernel[2], stride[2], padding[2], dilation[2];

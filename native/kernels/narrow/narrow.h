@@ -21,6 +21,7 @@ enum class NarrowElement { byte, word, bfloat16, float32 };
 struct NarrowFormat {
   NarrowElement element;
   int lanes;  // sums of a vector, of 32 bits each
+  bool tiles = false;  // blocks may be multiplied tile by tile
 
   constexpr int element_bytes() const {
     return element == NarrowElement::byte ? 1 : element == NarrowElement::float32 ? 4 : 2;
@@ -30,6 +31,9 @@ struct NarrowFormat {
   // Products with weights of 0 are 0 whatever the input, so that inputs may be read that no output wants.
   constexpr bool integral() const { return element == NarrowElement::byte || element == NarrowElement::word; }
 };
+
+// A tile has so many pixels, or words of an input, or outputs.
+constexpr int kTileRows = 16;
 
 // What lies behind the last element of a map of integers, so that a full vector may be read from it.
 constexpr std::int64_t kNarrowSlack = 64;
@@ -62,6 +66,7 @@ struct NarrowBlock {
   int vectors;                // of lanes / spread outputs each
   int steps;                  // of a kernel row; each reads `spread` words from every pixel
   bool shared;                // three taps lie in adjacent pixels, each with the same steps: loads can serve all three
+  bool tiled;                 // kTileRows steps after another read adjacent words: they are multiplied at once
   int alike;                  // blocks from this one on that differ in their places alone
   std::int64_t first_offset;  // of a kernel row's steps
   std::int64_t weights;       // bytes to [vector][kernel row][step][lane][element]
@@ -137,5 +142,7 @@ const NarrowKernels& int8_avx512();  // with VNNI
 const NarrowKernels& bfloat16_portable();
 const NarrowKernels& bfloat16_avx2();
 const NarrowKernels& bfloat16_avx512();
+const NarrowKernels& bfloat16_amx();       // with AVX-512
+const NarrowKernels& bfloat16_emulated();  // the same bits on emulated tiles; for tests alone
 
 }  // namespace headgate

@@ -143,10 +143,11 @@ class NarrowPacker {
       if (!steps) break;
       const std::int64_t products = static_cast<std::int64_t>(steps->size()) * vectors;
       if (spread > 1 && products >= std::int64_t{best.steps} * best.vectors) continue;
-      best = {reads.first_output, reads.outputs, spread, vectors, static_cast<int>(steps->size()), false, 1, 0, 0};
+      best = {reads.first_output, reads.outputs, spread, vectors, static_cast<int>(steps->size()), false, false, 1, 0, 0};
       offsets = std::move(*steps);
     }
-    best.shared = taps_are_alike(offsets);
+    if (format_.tiles && reads.outputs >= kTileRows) add_tiles(reads, stretches, best, offsets);
+    best.shared = !best.tiled && taps_are_alike(offsets);
     best.first_offset = static_cast<std::int64_t>(packed_.offsets_.size());
     best.weights = bytes_;
     packed_.offsets_.insert(packed_.offsets_.end(), offsets.begin(), offsets.end());
@@ -163,7 +164,7 @@ class NarrowPacker {
       const NarrowBlock& next = packed_.blocks_[i + 1];
       // Vectors of one block must not write over sums of the next one, which may be there already.
       const bool apart = block.vectors == 1 || block.outputs * block.spread % format_.lanes == 0;
-      const bool alike = apart && block.shared == next.shared && block.spread == next.spread &&
+      const bool alike = apart && block.shared == next.shared && block.tiled == next.tiled && block.spread == next.spread &&
                          block.vectors == next.vectors && block.steps == next.steps;
       if (alike) block.alike = next.alike + 1;
     }
@@ -177,6 +178,21 @@ class NarrowPacker {
   }
 
  private:
+  // Makes the block one for tiles, if its inputs are adjacent enough.
+  void add_tiles(const Reads& reads, const std::vector<Stretch>& stretches, NarrowBlock& block,
+                 std::vector<std::int64_t>& offsets) const {
+    const int step = format_.elements(), tile = kTileRows * step;
+    const auto tiles = steps_of(reads.positions, shape_.kernel[1], next_tap_, tile, stretches);
+    if (!tiles) return;
+    offsets.clear();
+    for (std::int64_t first : *tiles) {
+      for (int i = 0; i < tile; i += step) offsets.push_back(first + i);
+    }
+    block.spread = 1, block.vectors = (block.outputs + format_.lanes - 1) / format_.lanes;
+    block.steps = static_cast<int>(offsets.size());
+    block.tiled = true;
+  }
+
   bool taps_are_alike(const std::vector<std::int64_t>& offsets) const {
     const std::size_t third = offsets.size() / 3;
     if (shape_.kernel[1] != 3 || shape_.dilation[1] != 1 || shape_.stride[1] != 1) return false;
