@@ -9,6 +9,7 @@ TESTS = (
     "parallel_test",
     "safetensors_test",
     "plan_test",
+    "rounding_test",
     "layout_test",
     "engine_test",
     "capi_test",

@@ -16,6 +16,7 @@ namespace {
 constexpr int kTileData = 18;  // the tiles' number among the states that XCR0 and the kernel know
 
 bool has_instructions() {
+  if (!__builtin_cpu_supports("avx512bf16")) return false;
   unsigned a = 0, b = 0, c = 0, d = 0;
   constexpr unsigned kOsXsave = 1u << 27, kBf16 = 1u << 22, kTile = 1u << 24;
   if (__get_cpuid(1, &a, &b, &c, &d) == 0 || (c & kOsXsave) == 0) return false;

@@ -3,7 +3,8 @@
 
 namespace headgate {
 
-// Asks the system for the tiles' state on first call. False, too, where they do not multiply as they should.
+// Beside AVX-512. Asks the system for the tiles' state on first call. False, too, where they do not multiply as they
+// should.
 bool cpu_has_amx();
 
 // Whether they do, on a CPU that has them.

@@ -27,16 +27,20 @@ struct Stretch {
 
 // The elements of a row of taps that a block may read, whatever they hold.
 std::vector<Stretch> stretches_of(const Reads& reads, const NarrowOrder& order, int taps, std::int64_t next_tap) {
-  std::vector<char> allowed(order.elements(), reads.whole_pixels);
-  for (std::int32_t position : reads.positions) allowed[position] = true;
-  for (std::size_t i = 0; i < allowed.size(); ++i) allowed[i] |= order.channel_at[i] < 0;
   std::vector<Stretch> stretches;
-  for (std::int64_t tap = 0; tap < taps; ++tap) {
-    for (std::int64_t i = 0; i < order.elements(); ++i) {
-      if (!allowed[i]) continue;
-      const std::int64_t element = tap * next_tap + i;
-      if (stretches.empty() || stretches.back().end != element) stretches.push_back({element, element});
-      ++stretches.back().end;
+  const auto allow = [&](std::int64_t begin, std::int64_t end) {
+    if (stretches.empty() || stretches.back().end != begin) stretches.push_back({begin, begin});
+    stretches.back().end = end;
+  };
+  for (std::int64_t first = 0; first < taps * next_tap; first += next_tap) {
+    if (reads.whole_pixels) {
+      allow(first, first + order.elements());
+      continue;
+    }
+    for (std::int64_t position : reads.positions) {
+      std::int64_t end = position + 1;
+      while (end < order.elements() && order.channel_at[end] < 0) ++end;  // padding
+      allow(first + position, first + end);
     }
   }
   return stretches;
