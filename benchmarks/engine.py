@@ -24,7 +24,9 @@ from headgate.errors import ConfigError, HeadgateError
 
 RESULTS: Final = Path(__file__).parent / "results"
 
-Case = Literal["resnet20-trained", "resnet18-cifar", "resnet18-imagenet", "resnet18-cifar-int8"]
+Case = Literal[
+    "resnet20-trained", "resnet18-cifar", "resnet18-imagenet", "resnet18-cifar-int8", "resnet18-cifar-bfloat16"
+]
 
 SYNTHETIC: Final = Request(
     models=("resnet18-cifar",), densities=(0.06, 0.2), masks=("iid", "clustered", "group"), groups=8
@@ -40,6 +42,13 @@ CASES: Final[dict[Case, Request]] = {
         densities=(0.06,),
         masks=("iid", "group"),
         precisions=("int8", "float32"),
+        against=("onnxruntime", "openvino", "bf16"),
+    ),
+    "resnet18-cifar-bfloat16": replace(
+        SYNTHETIC,
+        densities=(0.06,),
+        masks=("iid", "group"),
+        precisions=("bfloat16", "float32"),
         against=("onnxruntime", "openvino", "bf16"),
     ),
 }

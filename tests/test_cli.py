@@ -121,6 +121,13 @@ def test_some_training_images_are_of_all_classes(runs: Path) -> None:
     assert torch.equal(images, again[0])
 
 
+def test_export_in_bfloat16(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = tmp_path / "model.hgplan"
+    assert cli.main(["export", str(runs / "gated"), str(plan), "--precision", "bfloat16"]) == 0
+    assert "bfloat16" in capsys.readouterr().out
+    assert plan.exists()
+
+
 def test_export_explains(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

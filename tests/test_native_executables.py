@@ -9,6 +9,7 @@ TESTS = (
     "parallel_test",
     "safetensors_test",
     "plan_test",
+    "rounding_test",
     "layout_test",
     "shared_weights_test",
     "engine_test",
@@ -19,6 +20,7 @@ TESTS = (
     "depthwise_test",
     "conditional_test",
     "int8_test",
+    "bfloat16_test",
     "training_test",
 )
 FUZZED = 5_000

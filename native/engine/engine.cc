@@ -22,16 +22,16 @@ namespace {
 
 // Larger batches run in pieces, so that memory does not grow with the batch; in smaller ones where memory is short.
 constexpr std::int64_t kMaxImages = 32;
-// Of plans in 8-bit integers, for each thread: their convolutions take so little time that maps must come from the
-// cache.
-constexpr std::int64_t kMaxInt8Images = 8;
+// Of plans in 8-bit integers or bfloat16, for each thread: so fast that maps must come from the cache.
+constexpr std::int64_t kMaxNarrowImages = 8;
 
 bool has_int8(const Plan& plan) {
   return std::any_of(plan.ops.begin(), plan.ops.end(), [](const Op& op) { return op.int8.has_value(); });
 }
 
-std::int64_t images_at_once(bool int8, int threads) {
-  return int8 ? std::min(kMaxImages, kMaxInt8Images * threads) : kMaxImages;
+std::int64_t images_at_once(const Plan& plan, int threads) {
+  const bool narrow = std::any_of(plan.ops.begin(), plan.ops.end(), [](const Op& op) { return op.narrow(); });
+  return narrow ? std::min(kMaxImages, kMaxNarrowImages * threads) : kMaxImages;
 }
 
 // A bit for each image of `size` values that has a NaN among them.
@@ -150,7 +150,7 @@ struct Engine::State {
     refuse_beyond(limit, weights, sizeof(float) * static_cast<double>(layout.arena_size(1)));
     make_steps();
     refuse_beyond(limit, weights, workspace_bytes(1));
-    piece = images_at_once(int8, threads);
+    piece = images_at_once(plan, threads);
     while (piece > 1 && weights + workspace_bytes(piece) > limit) piece /= 2;
   }
 

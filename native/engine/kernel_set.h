@@ -6,19 +6,11 @@
 #include "kernels/conv/conv.h"
 #include "kernels/decide/decide.h"
 #include "kernels/depthwise/depthwise.h"
-#include "kernels/int8_conditional/int8_conditional.h"
-#include "kernels/int8_conv/int8_conv.h"
 #include "kernels/maps/maps.h"
-#include "kernels/quantise/quantise.h"
+#include "kernels/narrow/narrow.h"
 #include "kernels/winograd/winograd.h"
 
 namespace headgate {
-
-struct Int8Kernels {
-  const QuantiseKernels& quantise;
-  const Int8ConvKernels& conv;
-  const Int8ConditionalKernels& conditional;
-};
 
 struct KernelSet {
   const ConvKernels& conv;
@@ -27,13 +19,16 @@ struct KernelSet {
   const ConditionalKernels &conditional_activation, &conditional_group;
   const DecideKernels& decide;
   const MapsKernels& maps;
-  Int8Kernels int8;
+  const NarrowKernels &int8, &bfloat16;
 };
 
 KernelSet kernel_set(Isa isa);
 
 // `vnni`: whether the CPU multiplies bytes. AVX-512 without it uses AVX2's kernels, whose results are the same.
-Int8Kernels int8_kernels(Isa isa, bool vnni);
+const NarrowKernels& int8_kernels(Isa isa, bool vnni);
 bool cpu_has_vnni();
+
+// `amx`: whether the CPU multiplies tiles. Results differ by rounding.
+const NarrowKernels& bfloat16_kernels(Isa isa, bool amx);
 
 }  // namespace headgate

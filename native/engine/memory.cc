@@ -59,6 +59,8 @@ double packed_bytes(const Plan& plan) {
     floats += 2 * outputs * base.per_block * taps;
     // Bytes, in lines of 64 for each output and tap at worst.
     if (op.int8) floats += 16 * outputs * taps * std::ceil(base.per_block / 64.0);
+    // Lanes of which a block with few outputs fills as many.
+    if (op.bfloat16) floats += outputs * taps * base.per_block * std::max(1.0, 16 * base.blocks / outputs);
     if (op.gating) floats += outputs * padded(plan.values[op.inputs[0]].channels) * taps;
   }
   return floats * sizeof(float);

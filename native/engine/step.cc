@@ -9,7 +9,7 @@
 namespace headgate {
 
 std::unique_ptr<Step> make_step(const Plan& plan, const Op& op, const KernelSet& kernels, SharedWeights& weights) {
-  if (op.int8) return make_int8_conv_step(plan, op, kernels);
+  if (op.narrow()) return make_narrow_conv_step(plan, op, kernels);
   switch (op.kind) {
     case OpKind::conv: return make_conv_step(plan, op, kernels, weights);
     case OpKind::gated_conv: return make_gated_conv_step(plan, op, kernels, weights);

@@ -73,7 +73,7 @@ std::unique_ptr<Step> make_step(const Plan& plan, const Op& op, const KernelSet&
 std::unique_ptr<Step> make_conv_step(const Plan& plan, const Op& op, const KernelSet& kernels, SharedWeights& weights);
 std::unique_ptr<GatedStep> make_gated_conv_step(const Plan& plan, const Op& op, const KernelSet& kernels,
                                                 SharedWeights& weights);
-std::unique_ptr<Step> make_int8_conv_step(const Plan& plan, const Op& op, const KernelSet& kernels);
+std::unique_ptr<Step> make_narrow_conv_step(const Plan& plan, const Op& op, const KernelSet& kernels);
 std::unique_ptr<Step> make_map_step(const Plan& plan, const Op& op, const KernelSet& kernels);
 
 // ---- What the steps share.

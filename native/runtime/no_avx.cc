@@ -4,13 +4,12 @@
 #include "kernels/decide/decide.h"
 #include "kernels/depthwise/depthwise.h"
 #include "kernels/gated_norm/gated_norm.h"
-#include "kernels/int8_conditional/int8_conditional.h"
-#include "kernels/int8_conv/int8_conv.h"
 #include "kernels/maps/maps.h"
 #include "kernels/moments/moments.h"
+#include "kernels/narrow/narrow.h"
 #include "kernels/norm_act/norm_act.h"
-#include "kernels/quantise/quantise.h"
 #include "kernels/winograd/winograd.h"
+#include "runtime/amx.h"
 
 namespace headgate {
 
@@ -34,11 +33,11 @@ const DecideKernels& decide_avx2() { return decide_portable(); }
 const DecideKernels& decide_avx512() { return decide_portable(); }
 const MapsKernels& maps_avx2() { return maps_portable(); }
 const MapsKernels& maps_avx512() { return maps_portable(); }
-const QuantiseKernels& quantise_avx2() { return quantise_portable(); }
-const QuantiseKernels& quantise_avx512() { return quantise_portable(); }
-const Int8ConvKernels& int8_conv_avx2() { return int8_conv_portable(); }
-const Int8ConvKernels& int8_conv_avx512() { return int8_conv_portable(); }
-const Int8ConditionalKernels& int8_conditional_avx2() { return int8_conditional_portable(); }
-const Int8ConditionalKernels& int8_conditional_avx512() { return int8_conditional_portable(); }
+const NarrowKernels& int8_avx2() { return int8_portable(); }
+const NarrowKernels& int8_avx512() { return int8_portable(); }
+const NarrowKernels& bfloat16_avx2() { return bfloat16_portable(); }
+const NarrowKernels& bfloat16_avx512() { return bfloat16_portable(); }
+const NarrowKernels& bfloat16_amx() { return bfloat16_portable(); }
+bool cpu_has_amx() { return false; }
 
 }  // namespace headgate

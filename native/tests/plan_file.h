@@ -76,7 +76,7 @@ inline PlanFile convolutions() {
 {"kind": "conv", "name": "stem", "inputs": [0], "output": 1, "weight": "stem.weight", "bias": "stem.bias", "groups": 1,
  "stride": [1, 1], "padding": [2, 2], "dilation": [2, 2], "activation": "relu"},
 {"kind": "conv", "name": "down", "inputs": [1], "output": 2, "weight": "down.weight", "bias": "down.bias", "groups": 2,
- "stride": [2, 2], "padding": [1, 1], "dilation": [1, 1], "activation": "hardswish"},
+ "stride": [2, 2], "padding": [1, 1], "dilation": [1, 1], "activation": "hardswish", "precision": "bfloat16"},
 {"kind": "conv", "name": "point", "inputs": [2, 2], "output": 3, "weight": "point.weight", "bias": "down.bias",
  "groups": 1, "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "activation": "none", "input_scale": 0.25,
  "input_zero": 3},

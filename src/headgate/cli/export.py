@@ -25,7 +25,7 @@ class Export:
         model: a run's folder, a checkpoint file, or a name that `headgate models` lists under "pretrained".
         plan: the file to write.
         image: channels, height and width of the images that the plan is for. Default: those that the run trained on.
-        precision: int8 computes convolutions in 8-bit integers, with ranges from training images.
+        precision: of convolutions; int8: integers of 8 bits, with ranges from training images.
         calibration: so many of them, not augmented.
         explain: then time each gated convolution on test images both ways, sparse and as masked dense arithmetic; show
             the times, and remember the faster way for engines of this plan on this CPU with this instruction set and
@@ -38,7 +38,7 @@ class Export:
     model: Positional[str]
     plan: Positional[Path]
     image: tuple[int, int, int] | None = None
-    precision: Literal["float32", "int8"] = "float32"
+    precision: Literal["float32", "int8", "bfloat16"] = "float32"
     calibration: int = 512
     explain: bool = False
     data: str | None = None

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Literal
 
 import safetensors.torch
 import torch
@@ -50,7 +50,8 @@ class Operator:
 class Conv(Operator):
     """act( conv + bias (+ input 1) ). Affine vectors and biases are float64 until they are written, here and below.
 
-    Computed in 8-bit integers where `input_scale` and `input_zero` are not None, also below.
+    Computed in 8-bit integers where `input_scale` and `input_zero` are not None, in `precision` where that is not, also
+    below.
     """
 
     kind = "conv"
@@ -64,6 +65,7 @@ class Conv(Operator):
     activation: str = "none"
     input_scale: float | None = None
     input_zero: int | None = None
+    precision: Literal["bfloat16"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,6 +94,7 @@ class GatedConv(Operator):
     activation: str = "none"
     input_scale: float | None = None
     input_zero: int | None = None
+    precision: Literal["bfloat16"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
