@@ -176,6 +176,7 @@ TEST(sizes_around_the_tile) {
 }
 
 TEST(batches) {
+  for (int images = 1; images <= 33; ++images) check_all(shape_of(12, 8, 2, Lists::contiguous), images, 3, 2, 2);
   for (int images : {1, 2, 5, 33}) {
     check_all(shape_of(32, 16, 4, Lists::contiguous), images, 4, 4, 4);
     check_all(shape_of(80, 16, 4, Lists::shuffled), images, 3, 5, 4);

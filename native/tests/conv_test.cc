@@ -224,6 +224,9 @@ TEST(pixels) {
 }
 
 TEST(batches) {
+  for (int images = 1; images <= 33; ++images) {
+    check(Problem(shape_of(5, 20, 1, Lists::contiguous), images, 2, 3, images), "batch");
+  }
   for (int images : {1, 2, 5, 33}) {
     check(Problem(shape_of(16, 32, 1, Lists::contiguous), images, 4, 4, images), "batch");
     check(Problem(shape_of(32, 32, 4, Lists::shuffled), images, 3, 5, images), "batch");

@@ -1,9 +1,11 @@
-// The pool of threads: every part runs once, exceptions reach the caller, callers do not wait for each other.
+// The pool of threads: every part runs once, exceptions reach the caller, callers do not wait for each other, and
+// together they keep no more threads busy than there are cores.
 #include "headgate/parallel.h"
 
 #include <algorithm>
 #include <atomic>
 #include <new>
+#include <optional>
 #include <stdexcept>
 #include <thread>
 #include <vector>
@@ -88,6 +90,49 @@ TEST(several_callers) {
   for (std::thread& caller : callers) caller.join();
   CHECK_EQ(runs.load(), 3 * 2 * kRounds);
   CHECK_EQ(caught.load(), kRounds);
+}
+
+// The most bodies that run at once while `callers` threads call with two parts each. With `working` all of them count
+// as busy before the first call, as runs of engines do.
+int most_at_once(int callers, bool working) {
+  std::atomic<int> arrived{0}, inside{0}, running{0}, most{0};
+  const auto wait_for_all = [callers](std::atomic<int>& there) {
+    for (++there; there < callers;) std::this_thread::yield();
+  };
+  std::vector<std::thread> threads;
+  for (int caller = 0; caller < callers; ++caller) {
+    threads.emplace_back([&] {
+      std::optional<Working> busy;
+      if (working) busy.emplace();
+      wait_for_all(arrived);
+      for (int round = 0; round < kRounds / 25; ++round) {
+        parallel_for(2, [&](int part) {
+          const int now = ++running;
+          for (int seen = most; seen < now && !most.compare_exchange_weak(seen, now);) {
+          }
+          if (round == 0 && part == 0) wait_for_all(inside);  // the first part always begins
+          for (int i = 0; i < 10; ++i) std::this_thread::yield();  // for other bodies to begin
+          --running;
+        });
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  return most;
+}
+
+const int kCallers = std::max(4, usable_cores() + 2);
+
+TEST(callers_share_the_cores) {
+  const int most = most_at_once(kCallers, true);
+  CHECK(most == kCallers);  // and not twice as many
+}
+
+// A helper that came when there was an idle core may still be at work when more callers come.
+TEST(callers_that_come_later_find_few_helpers) {
+  const int most = most_at_once(kCallers, false);
+  CHECK(most >= kCallers);
+  CHECK(most <= kCallers + std::max(usable_cores(), 2) - 1);
 }
 
 }  // namespace
