@@ -45,7 +45,7 @@ int tile_of(const Shape& input, const Shape& output) {
 std::optional<WinogradShape> winograd_shape(const Plan& plan, const Op& op) {
   const Window& window = op.window;
   const Shape &input = plan.values[op.inputs[0]], &output = plan.values[op.output];
-  if (op.kind != OpKind::conv || op.int8 || window.kernel != kThrees || window.stride != kOnes ||
+  if (op.kind != OpKind::conv || op.narrow() || window.kernel != kThrees || window.stride != kOnes ||
       window.dilation != kOnes || !dense(op.groups, input.channels)) {
     return std::nullopt;
   }
