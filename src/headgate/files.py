@@ -13,6 +13,9 @@ from headgate.errors import CheckpointError
 
 __all__ = ["atomic_write", "cache_folder", "write_atomic"]
 
+PIECE = 1 << 18
+"""Bytes of one write. The page cache keeps them as they were written, and who maps the file later maps whole pieces."""
+
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -110,7 +113,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
         try:
             left = memoryview(content)
             while left:
-                left = left[os.write(descriptor, left) :]
+                left = left[os.write(descriptor, left[:PIECE]) :]
         finally:
             os.close(descriptor)
 
