@@ -116,6 +116,7 @@ def record() -> Record:
         gated=(
             Gated(
                 name="gated",
+                dtype="float32",
                 images="4 images: white noise",
                 dense_macs=100,
                 executed_macs=25,
@@ -141,12 +142,14 @@ def record() -> Record:
 
 def test_the_best_of_each_kind() -> None:
     setting = record().settings[0]
-    assert setting.best == setting.timed[1]
+    assert setting.best("float32") == setting.timed[1]
+    assert setting.best("bfloat16") == setting.best_of_any_dtype
+    assert setting.best("int8") is None
     assert setting.best_of_any_dtype == setting.timed[2]
     assert setting.best_pruned == setting.timed[4]
     assert setting.speedup(setting.timed[-1]) == 3.0
     alone = replace(setting, timed=setting.timed[-1:])
-    assert alone.best is None
+    assert alone.best("float32") is None
     assert alone.speedup(alone.timed[0]) is None
     assert alone.whole(alone.layers[0]) is None
 
@@ -162,8 +165,8 @@ def test_record_and_picture_are_written_whole(tmp_path: Path) -> None:
     stored = json.loads((tmp_path / "r.json").read_text("utf-8"))
     assert stored["command"] == "headgate bench net"
     derived = stored["findings"][0]["settings"][1]["derived"]
-    assert derived["best_of_any_dtype"] == "OpenVINO, dense, bfloat16"
-    assert derived["speedup_over_best"]["headgate, gated, float32"] == 3.0
+    assert derived["best_of_any_dtype"] == "OpenVINO: dense, bfloat16"
+    assert derived["speedup_over_best"]["headgate: gated"] == 3.0
     assert derived["gated_layers"] == {"gated": {"theory": 4.0, "measured": 2.0, "fraction_of_theory": 0.5}}
     assert derived["whole_network"] == {"gated": {"theory": 4.0, "measured": 3.0, "fraction_of_theory": 0.75}}
     write_picture(made, tmp_path / "r.png")
