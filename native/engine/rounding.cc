@@ -28,10 +28,11 @@ void input_range(Attributes& attributes, Op& op) {
 }  // namespace
 
 void read_rounding(Attributes& attributes, Op& op) {
-  std::string key = "input_scale";
+  // Names are kept by address until the operator is read to its end: literals only.
+  const char* key = "input_scale";
   if (attributes.has("precision")) {
     key = "precision";
-    attributes.one_of(key, kPrecisions);
+    attributes.one_of("precision", kPrecisions);
     op.bfloat16 = true;
   } else if (attributes.has("input_scale") || attributes.has("input_zero")) {
     input_range(attributes, op);
@@ -39,7 +40,7 @@ void read_rounding(Attributes& attributes, Op& op) {
     return;
   }
   if (op.gating && (op.gating->granularity == Granularity::channel || op.gating->channel_bound > 0)) {
-    attributes.fail(key + " is accepted where every pixel decides by itself: granularity activation or group, and "
+    attributes.fail(std::string(key) + " is accepted where every pixel decides by itself: granularity activation or group, and "
                     "channel_bound 0");
   }
 }
