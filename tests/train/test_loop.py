@@ -19,7 +19,7 @@ import headgate.train.loop as loop
 from headgate import recipes
 from headgate.checkpoint import load
 from headgate.counting import Counts
-from headgate.errors import CheckpointError, ConfigError, DataError, DivergedError
+from headgate.errors import CheckpointError, DataError, DivergedError
 from headgate.nn import GateConfig, gated_layers, shift_thresholds_
 from headgate.train import BudgetConfig, DataConfig, DistillConfig, InterruptedRun, Recipe, evaluate, train
 from headgate.train.log import read_metrics
@@ -295,13 +295,6 @@ def test_two_processes_train_like_one(tmp_path: Path, granularity: str) -> None:
     counts = [Counts.load(tmp_path / name / "counts.json") for name in ("one", "two")]
     assert counts[0].images == counts[1].images == 360
     assert counts[1].executed_macs == pytest.approx(counts[0].executed_macs, rel=7e-3)
-
-
-def test_processes_that_do_not_find_each_other_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")  # of a launcher that set nothing else
-    with pytest.raises(ConfigError, match=r"2 processes were launched \(WORLD_SIZE\), but 1 found each other"):
-        train(recipe(epochs=1), tmp_path / "run", console=False)
-    assert not (tmp_path / "run").exists()
 
 
 def test_processes_that_see_different_folders_are_told(tmp_path: Path) -> None:

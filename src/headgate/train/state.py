@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -34,23 +33,6 @@ class Progress:
     step: int = 0
     steering: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
-
-
-def exists_for_all(path: Path, accelerator: Accelerator) -> bool:
-    """Whether there is a state to resume from, which all processes must agree on.
-
-    Raises: CheckpointError: only some processes see the file; the others would start anew.
-    """
-    exists, world = path.exists(), accelerator.num_processes
-    if world == 1:
-        return exists
-    seen = round(float(accelerator.reduce(torch.tensor(float(exists), device=accelerator.device), "sum")))
-    if 0 < seen < world:
-        raise CheckpointError(
-            f"{path} exists for {seen} of {world} processes; put the run's folder on a file system that all nodes "
-            "share, under the same path"
-        )
-    return exists
 
 
 def save_state(
