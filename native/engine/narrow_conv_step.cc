@@ -32,7 +32,7 @@ class NarrowConvStep : public Step {
         shape_(conv_shape(plan, op, op.gating ? op_.gating->base : op_.groups)),
         channels_(shape_.out_channels),
         padded_(padded_channels(channels_)),
-        input_width_(plan.values[op.inputs[0]].width),
+        input_(plan.values[op.inputs[0]]),
         pixels_(std::int64_t{plan.values[op.output].height} * plan.values[op.output].width),
         order_(narrow_order(shape_, op.gating.has_value(), kernels_.format)),
         range_(op.int8.value_or(InputRange{1.0f, 0})),
@@ -140,8 +140,9 @@ class NarrowConvStep : public Step {
     map.first_row = region.first_row * shape_.stride[0] - shape_.padding[0];
     map.last_row = (region.last_row - 1) * shape_.stride[0] - shape_.padding[0] + reach;
     map.border = shape_.padding[1];
+    map.height = input_.height, map.width = input_.width;
     map.pixel_stride = order_.elements();
-    map.row_stride = (std::int64_t{input_width_} + 2 * map.border) * map.pixel_stride;
+    map.row_stride = (std::int64_t{input_.width} + 2 * map.border) * map.pixel_stride;
     map.image_stride = (map.last_row - map.first_row) * map.row_stride;
     return map;
   }
@@ -216,7 +217,8 @@ class NarrowConvStep : public Step {
   const MapsKernels& maps_;
   const Op op_;
   const ConvShape shape_;
-  const int channels_, padded_, input_width_;
+  const int channels_, padded_;
+  const Shape input_;
   const std::int64_t pixels_;
   const NarrowOrder order_;
   const InputRange range_;

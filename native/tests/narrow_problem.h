@@ -149,6 +149,7 @@ struct NarrowInput {
     map.first_row = first_row * s.stride[0] - s.padding[0];
     map.last_row = (last_row - 1) * s.stride[0] - s.padding[0] + s.dilation[0] * (s.kernel[0] - 1) + 1;
     map.border = s.padding[1];
+    map.height = p.height, map.width = p.width;
     map.pixel_stride = order.elements();
     map.row_stride = (p.width + 2 * map.border) * map.pixel_stride;
     map.image_stride = (map.last_row - map.first_row) * map.row_stride;

@@ -45,6 +45,7 @@ struct NarrowMap {
   std::int64_t image_stride, row_stride, pixel_stride;
   std::int64_t first_image, last_image;
   int first_row, last_row, border;
+  int height, width;  // of the images
 };
 
 // bfloat16: to the nearest, halves to even; NaN stays NaN. Integers:
@@ -65,7 +66,8 @@ struct NarrowBlock {
   int spread;                 // a power of two, up to the lanes
   int vectors;                // of lanes / spread outputs each
   int steps;                  // of a kernel row; each reads `spread` words from every pixel
-  bool shared;                // three taps lie in adjacent pixels, each with the same steps: loads can serve all three
+  int tap_steps;              // of each tap in a kernel row, where all have the same; else 0
+  bool shared;                // three such taps lie in adjacent pixels: loads can serve all three
   bool tiled;                 // kTileRows steps after another read adjacent words: they are multiplied at once
   int alike;                  // blocks from this one on that differ in their places alone
   std::int64_t first_offset;  // of a kernel row's steps
@@ -79,6 +81,7 @@ struct NarrowView {
   const std::int64_t* offsets;  // in elements, from a pixel's first tap in a kernel row
   const std::byte* weights;     // 64-byte aligned
   const std::int32_t* start;    // (padded channels): what sums of integers begin with
+  bool frame_is_zero;           // taps in the frame add nothing, and may be left out
 };
 
 enum class NarrowEpilogue {

@@ -133,6 +133,7 @@ class NarrowPacker {
         zero_(zero),
         next_tap_(std::int64_t{shape.dilation[1]} * order.elements()) {
     packed_.start_.resize(padded_channels(shape.out_channels));
+    packed_.frame_is_zero_ = format.element != NarrowElement::byte || zero == 0;
   }
 
   // Finds the spread that takes the fewest products.
@@ -147,11 +148,14 @@ class NarrowPacker {
       if (!steps) break;
       const std::int64_t products = static_cast<std::int64_t>(steps->size()) * vectors;
       if (spread > 1 && products >= std::int64_t{best.steps} * best.vectors) continue;
-      best = {reads.first_output, reads.outputs, spread, vectors, static_cast<int>(steps->size()), false, false, 1, 0, 0};
+      best = {reads.first_output, reads.outputs, spread, vectors, static_cast<int>(steps->size()), 0, false,
+              false, 1, 0, 0};
       offsets = std::move(*steps);
     }
     if (format_.tiles && reads.outputs >= kTileRows) add_tiles(reads, stretches, best, offsets);
-    best.shared = !best.tiled && taps_are_alike(offsets);
+    best.tap_steps = alike_steps(offsets);
+    best.shared = !best.tiled && best.tap_steps > 0 && shape_.kernel[1] == 3 && shape_.dilation[1] == 1 &&
+                  shape_.stride[1] == 1;
     best.first_offset = static_cast<std::int64_t>(packed_.offsets_.size());
     best.weights = bytes_;
     packed_.offsets_.insert(packed_.offsets_.end(), offsets.begin(), offsets.end());
@@ -169,7 +173,8 @@ class NarrowPacker {
       // Vectors of one block must not write over sums of the next one, which may be there already.
       const bool apart = block.vectors == 1 || block.outputs * block.spread % format_.lanes == 0;
       const bool alike = apart && block.shared == next.shared && block.tiled == next.tiled && block.spread == next.spread &&
-                         block.vectors == next.vectors && block.steps == next.steps;
+                         block.vectors == next.vectors && block.steps == next.steps &&
+                         block.tap_steps == next.tap_steps;
       if (alike) block.alike = next.alike + 1;
     }
     packed_.weights_.reset(static_cast<std::byte*>(::operator new(bytes_ + 1, std::align_val_t{64})));
@@ -197,14 +202,14 @@ class NarrowPacker {
     block.tiled = true;
   }
 
-  bool taps_are_alike(const std::vector<std::int64_t>& offsets) const {
-    const std::size_t third = offsets.size() / 3;
-    if (shape_.kernel[1] != 3 || shape_.dilation[1] != 1 || shape_.stride[1] != 1) return false;
-    if (third * 3 != offsets.size()) return false;
-    for (std::size_t i = third; i < offsets.size(); ++i) {
-      if (offsets[i] != offsets[i - third] + next_tap_) return false;
+  // Steps of a tap, or 0 where one differs from the next.
+  int alike_steps(const std::vector<std::int64_t>& offsets) const {
+    const std::size_t steps = offsets.size() / shape_.kernel[1];
+    if (steps * shape_.kernel[1] != offsets.size()) return 0;
+    for (std::size_t i = steps; i < offsets.size(); ++i) {
+      if (offsets[i] != offsets[i - steps] + next_tap_) return 0;
     }
-    return true;
+    return static_cast<int>(steps);
   }
 
   std::int64_t vector_bytes() const { return std::int64_t{format_.lanes} * 4; }

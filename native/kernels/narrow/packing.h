@@ -38,7 +38,8 @@ NarrowOrder narrow_order(const ConvShape& shape, bool rest, NarrowFormat format)
 class NarrowWeights {
  public:
   NarrowView view() const {
-    return {blocks_.data(), static_cast<int>(blocks_.size()), offsets_.data(), weights_.get(), start_.data()};
+    return {blocks_.data(), static_cast<int>(blocks_.size()), offsets_.data(), weights_.get(), start_.data(),
+            frame_is_zero_};
   }
 
  private:
@@ -50,6 +51,7 @@ class NarrowWeights {
   std::vector<std::int64_t> offsets_;
   std::unique_ptr<std::byte, Delete> weights_;
   std::vector<std::int32_t> start_;
+  bool frame_is_zero_;
 };
 
 // Of the whole convolution or the base path: `weight` is [out, inputs_per_block, kh, kw]. `zero` is the input's, of
