@@ -13,7 +13,8 @@
 namespace headgate {
 namespace {
 
-constexpr std::int64_t kChunkPixels = 512;
+// Rounded at a time, if they are of several images: they stay in the second cache while they are convolved.
+constexpr std::int64_t kChunkBytes = 1 << 20;
 
 std::int64_t round_up(std::int64_t n, std::int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -33,7 +34,8 @@ class NarrowConvStep : public Step {
         channels_(shape_.out_channels),
         padded_(padded_channels(channels_)),
         input_(plan.values[op.inputs[0]]),
-        pixels_(std::int64_t{plan.values[op.output].height} * plan.values[op.output].width),
+        output_(plan.values[op.output]),
+        pixels_(std::int64_t{output_.height} * output_.width),
         order_(narrow_order(shape_, op.gating.has_value(), kernels_.format)),
         range_(op.int8.value_or(InputRange{1.0f, 0})),
         clamp_(clamp_of(op.activation)) {
@@ -186,7 +188,9 @@ class NarrowConvStep : public Step {
   }
 
   int group_size() const { return channels_ / op_.gating->decisions; }
-  std::int64_t images_at_a_time() const { return std::max<std::int64_t>(1, kChunkPixels / pixels_); }
+  std::int64_t images_at_a_time() const {
+    return std::max<std::int64_t>(1, kChunkBytes / rounded_bytes(rounded_map({0, 1, 0, output_.height}, nullptr)));
+  }
 
   // Splits the output over threads by images, or by rows where images are few.
   template <class F>
@@ -218,7 +222,7 @@ class NarrowConvStep : public Step {
   const Op op_;
   const ConvShape shape_;
   const int channels_, padded_;
-  const Shape input_;
+  const Shape input_, output_;
   const std::int64_t pixels_;
   const NarrowOrder order_;
   const InputRange range_;
