@@ -16,6 +16,7 @@ TESTS = (
     "safetensors_test",
     "plan_test",
     "rounding_test",
+    "held_test",
     "layout_test",
     "shared_weights_test",
     "engine_test",

@@ -10,6 +10,7 @@
 #include <thread>
 #include <utility>
 
+#include "engine/frames.h"
 #include "engine/memory.h"
 #include "engine/plan.h"
 #include "engine/safetensors.h"
@@ -121,20 +122,6 @@ double median(std::vector<double> values) {
   return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
 }
 
-void clear_frame(const Map& map, std::int64_t image) {
-  if (map.border == 0) return;
-  float* first = map.data + image * map.image_stride - map.border * (map.row_stride + map.pixel_stride());
-  const std::int64_t side = map.border * map.pixel_stride(), rows = map.border * map.row_stride;
-  const std::int64_t inner = map.width * map.pixel_stride();
-  std::fill_n(first, rows, 0.0f);
-  for (int y = 0; y < map.height; ++y) {
-    float* row = first + rows + y * map.row_stride;
-    std::fill_n(row, side, 0.0f);
-    std::fill_n(row + side + inner, side, 0.0f);
-  }
-  std::fill_n(first + rows + map.height * map.row_stride, rows, 0.0f);
-}
-
 }  // namespace
 
 struct Engine::State {
@@ -142,7 +129,7 @@ struct Engine::State {
       : plan(load_plan(path)),
         int8(has_int8(plan)),
         kernels(kernel_set(active_isa())),
-        layout(plan),
+        layout(plan, held_values(plan, kernels)),
         threads(threads),
         shared(*plan.file),
         counters(plan.ops.size()) {
@@ -246,7 +233,7 @@ struct Engine::State {
   // Frames are shared with values that lived there before.
   void clear_frames(const RunContext& context, int value) const {
     const Map map = context.map(value);
-    for (std::int64_t image = 0; image < context.images; ++image) clear_frame(map, image);
+    for (std::int64_t image = 0; map.data != nullptr && image < context.images; ++image) clear_frame(map, image);
   }
 
   std::int64_t elements(int value) const {

@@ -1,12 +1,14 @@
 // Convolutions in 8-bit integers (docs/design/0003-int8.md) and in bfloat16 (docs/design/0005-bfloat16.md), gated or not.
-// A few images, or rows, at a time are rounded and convolved while they are in the cache; the output is float32 as every
-// value is.
+// A few images, or rows, at a time are rounded, unless what made them did so (held.h), and convolved while they are in the
+// cache.
 #include <algorithm>
 #include <bit>
 #include <limits>
 #include <optional>
 #include <vector>
 
+#include "engine/frames.h"
+#include "engine/held.h"
 #include "engine/step.h"
 #include "kernels/narrow/packing.h"
 
@@ -27,28 +29,29 @@ struct Region {
 class NarrowConvStep : public Step {
  public:
   NarrowConvStep(const Plan& plan, const Op& op, const KernelSet& kernels)
-      : kernels_(op.int8 ? kernels.int8 : kernels.bfloat16),
+      : kernels_(narrow_kernels(op, kernels)),
         maps_(kernels.maps),
         op_(op),
-        shape_(conv_shape(plan, op, op.gating ? op_.gating->base : op_.groups)),
+        shape_(narrow_shape(plan, op)),
         channels_(shape_.out_channels),
         padded_(padded_channels(channels_)),
         input_(plan.values[op.inputs[0]]),
         output_(plan.values[op.output]),
         pixels_(std::int64_t{output_.height} * output_.width),
-        order_(narrow_order(shape_, op.gating.has_value(), kernels_.format)),
-        range_(op.int8.value_or(InputRange{1.0f, 0})),
+        order_(narrow_order(plan, op, kernels)),
+        rounding_(rounding_of(op)),
+        scale_(op.int8 ? op.int8->scale : 1.0f),
         clamp_(clamp_of(op.activation)) {
     const std::int64_t per_output = op.weight.shape[1] * op.window.kernel[0] * op.window.kernel[1];
     const NarrowTensor weight = (op.int8 ? int8_weights : bfloat16_weights)(op.weight.data, channels_, per_output);
     if (!op.gating) {
-      base_ = pack_narrow(shape_, weight.values.data(), order_, range_.zero, kernels_.format);
+      base_ = pack_narrow(shape_, weight.values.data(), order_, rounding_.zero, kernels_.format);
       plain_.emplace(Affine{scaled({}, weight), per_channel(op.bias, channels_)});
       return;
     }
     const Gating& gating = *op_.gating;
-    base_ = pack_narrow(shape_, base_weight(weight.values).data(), order_, range_.zero, kernels_.format);
-    rest_ = pack_narrow_rest(shape_, weight.values.data(), gating.decisions, order_, range_.zero, kernels_.format);
+    base_ = pack_narrow(shape_, base_weight(weight.values).data(), order_, rounding_.zero, kernels_.format);
+    rest_ = pack_narrow_rest(shape_, weight.values.data(), gating.decisions, order_, rounding_.zero, kernels_.format);
     score_.emplace(Affine{scaled(gating.score_scale, weight), per_channel(gating.score_bias, channels_)});
     plain_.emplace(Affine{scaled(gating.partial_scale, weight), per_channel(gating.partial_bias, channels_)});
     final_.emplace(Affine{scaled(gating.final_scale, weight), per_channel(gating.final_bias, channels_)});
@@ -64,7 +67,8 @@ class NarrowConvStep : public Step {
     Needs needs;
     const Map output = layout.map(op_.output, nullptr, images);
     const Region largest{0, std::min(images, images_at_a_time()), 0, output.height};
-    needs.scratch_bytes = rounded_bytes(rounded_map(largest, nullptr)) + kernel_bytes();
+    needs.scratch_bytes = kernel_bytes();
+    if (!reads_rounded(layout)) needs.scratch_bytes += rounded_bytes(rounded_map(largest, nullptr));
     if (op_.gating) {
       needs.mask_words = images * pixels_ * (padded_ / kLanes);
       needs.scores = padded_;  // thresholds
@@ -79,9 +83,14 @@ class NarrowConvStep : public Step {
       context.scores[c] = c < channels_ ? threshold_->data()[c] + context.shift
                                         : std::numeric_limits<float>::infinity();
     }
+    std::optional<RoundedOutput> rounded;
+    if (const auto& held = context.layout.held(op_.output).rounded) {
+      rounded = {context.rounded(op_.output), held->rounding};
+      fill_frames(rounded->map, held->element_bytes, kernels_.zero_byte(held->rounding));
+    }
     const std::int64_t scratch = needs(context.layout, context.images).scratch_bytes;
     each_region(context, output, [&](int part, const Region& region) {
-      region_of(context, output, region, context.scratch + part * scratch);
+      region_of(context, output, rounded ? &*rounded : nullptr, region, context.scratch + part * scratch);
     });
     if (!clamp_.complete) {
       split(context.images * output.height, 1, context.threads, [&](int, std::int64_t begin, std::int64_t end) {
@@ -96,26 +105,35 @@ class NarrowConvStep : public Step {
     Aligned<float> scale, bias;
   };
 
-  void region_of(const RunContext& context, const Map& output, const Region& region, std::byte* scratch) const {
-    const Map input = context.map(op_.inputs[0]);
+  bool reads_rounded(const Layout& layout) const { return order_.identity && layout.held(op_.inputs[0]).rounded; }
+
+  // What a region reads, in numbers that were rounded before or are now, into `scratch`, which moves on behind them.
+  NarrowMap input_of(const RunContext& context, const Region& region, std::byte*& scratch) const {
+    if (reads_rounded(context.layout)) return context.rounded(op_.inputs[0]);
+    const NarrowMap rounded = rounded_map(region, scratch);
+    kernels_.round({context.map(op_.inputs[0]), rounded, order_.identity ? nullptr : order_.channel_at.data(), rounding_});
+    scratch += rounded_bytes(rounded);
+    return rounded;
+  }
+
+  void region_of(const RunContext& context, const Map& output, const RoundedOutput* rounded, const Region& region,
+                 std::byte* scratch) const {
     Map residual{};
     if (op_.inputs.size() > 1) residual = context.map(op_.inputs[1]);
     const Map* residual_or_null = op_.inputs.size() > 1 ? &residual : nullptr;
-    const NarrowMap rounded = rounded_map(region, scratch);
-    kernels_.round({input, rounded, order_.identity ? nullptr : order_.channel_at.data(), 1.0f / range_.scale,
-                    range_.zero});
-    scratch += rounded_bytes(rounded);
+    const NarrowMap input = input_of(context, region, scratch);
     // Adjacent within an image, and across images, of which a region has all rows.
     const std::int64_t begin = region.first_image * pixels_ + std::int64_t{region.first_row} * output.width;
     const std::int64_t end = (region.last_image - 1) * pixels_ + std::int64_t{region.last_row} * output.width;
-    kernels_.conv({&shape_, base_.view(), rounded, output, ending(context, residual_or_null), begin, end, scratch});
+    kernels_.conv({&shape_, base_.view(), input, output, ending(context, residual_or_null, rounded), begin, end, scratch});
     if (!op_.gating) return;
-    kernels_.conditional({&shape_, rest_.view(), rounded, output, final_->scale.data(), final_->bias.data(), clamp_.low,
-                          clamp_.high, residual_or_null, context.masks, begin, end, scratch});
+    kernels_.conditional({&shape_, rest_.view(), input, output, final_->scale.data(), final_->bias.data(), clamp_.low,
+                          clamp_.high, residual_or_null, rounded, context.masks, begin, end, scratch});
   }
 
-  NarrowEnding ending(const RunContext& context, const Map* residual) const {
+  NarrowEnding ending(const RunContext& context, const Map* residual, const RoundedOutput* rounded) const {
     NarrowEnding ending{};
+    ending.rounded = rounded;
     ConvEpilogue& common = ending.common;
     common.scale = plain_->scale.data(), common.bias = plain_->bias.data();
     common.low = clamp_.low, common.high = clamp_.high;
@@ -166,7 +184,7 @@ class NarrowConvStep : public Step {
   Aligned<float> scaled(const FloatTensor& tensor, const NarrowTensor& weight) const {
     Aligned<float> values = per_channel(tensor, channels_, 1.0f);
     for (int c = 0; c < channels_; ++c) {
-      values.data()[c] = static_cast<float>(values.data()[c] * (double{range_.scale} * weight.scale[c]));
+      values.data()[c] = static_cast<float>(values.data()[c] * (double{scale_} * weight.scale[c]));
     }
     return values;
   }
@@ -225,7 +243,8 @@ class NarrowConvStep : public Step {
   const Shape input_, output_;
   const std::int64_t pixels_;
   const NarrowOrder order_;
-  const InputRange range_;
+  const Rounding rounding_;
+  const float scale_;  // of what is rounded
   const Clamp clamp_;
   NarrowWeights base_, rest_;
   std::optional<Affine> plain_, score_, final_;

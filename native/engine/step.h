@@ -29,6 +29,7 @@ struct RunContext {
   std::byte* scratch;  // of `scratch_bytes` for each part, one after another
 
   Map map(int value) const { return layout.map(value, arena, images); }
+  NarrowMap rounded(int value) const { return layout.rounded(value, arena, images); }
 };
 
 // Buffers that a step needs beside its values, for a batch of `images`.

@@ -130,9 +130,10 @@ void check(const NarrowProblem& p) {
       for (bool conditional : {false, true}) {
         if (conditional && !v.masked()) continue;
         for (const std::vector<Part>& parts : {whole(p), cut(p)}) {
-          Result result(p);
+          Result result(isa.kernels, p);
           run(isa.kernels, p, v, conditional, parts, result);
-          const std::string problem = difference(p, conditional ? final : base, v.masked(), result);
+          std::string problem = difference(p, conditional ? final : base, v.masked(), result);
+          if (problem.empty() && !rounds(isa.kernels, p, v, conditional, parts, result)) problem = "rounded otherwise";
           if (problem.empty()) continue;
           std::printf("%s, %zu parts, %s: %s\n", isa.name.c_str(), parts.size(), shown(p, v, conditional).c_str(),
                       problem.c_str());

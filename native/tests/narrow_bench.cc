@@ -68,7 +68,7 @@ void measure(Numbers numbers, const NarrowKernels& k, const Layer& l, double sec
     std::printf("\n");
   };
   show("round", best_of(seconds, [&] {
-         k.round({p.input.map(), input.map, order.identity ? nullptr : order.channel_at.data(), 40.0f, 0});
+         k.round({p.input.map(), input.map, order.identity ? nullptr : order.channel_at.data(), {40.0f, 0}});
        }), 0);
   const NarrowEpilogue kind = l.blocks == 1 ? NarrowEpilogue::plain : NarrowEpilogue::group;
   const NarrowEnding ending = p.ending(kind, false, false, masks.data());
@@ -91,7 +91,7 @@ void measure(Numbers numbers, const NarrowKernels& k, const Layer& l, double sec
     const std::string stage = "conditional, " + std::to_string(static_cast<int>(100 * density)) + " %";
     show(stage.c_str(), best_of(seconds, [&] {
            k.conditional({&shape, rest.view(), input.map, output.map(), p.constants[6].data(), p.constants[7].data(),
-                          -0.5f, 2.0f, nullptr, masks.data(), 0, p.pixels(), scratch.data()});
+                          -0.5f, 2.0f, nullptr, nullptr, masks.data(), 0, p.pixels(), scratch.data()});
          }), 9.0 * static_cast<double>(open) * (l.channels - shape.inputs_per_block));
   }
 }

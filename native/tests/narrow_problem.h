@@ -82,6 +82,7 @@ struct NarrowProblem {
                                        : bfloat16_reference(input.map(), images);
   }
 
+  Rounding rounding() const { return {inverse_scale, zero}; }
   int words() const { return padded_channels(shape.out_channels) / kLanes; }
   // Of a pixel of the output: image, y, x.
   std::array<int, 3> place(std::int64_t pixel) const {
@@ -115,7 +116,7 @@ struct NarrowProblem {
   }
 
   NarrowEnding ending(NarrowEpilogue kind, bool with_residual, bool two_sided, std::uint16_t* masks) const {
-    NarrowEnding e{kind, {}, constants[5].data(), shape.out_channels / decisions};
+    NarrowEnding e{kind, {}, constants[5].data(), shape.out_channels / decisions, nullptr};
     e.common.scale = constants[0].data(), e.common.bias = constants[1].data();
     e.common.score_scale = constants[2].data(), e.common.score_bias = constants[3].data();
     e.common.threshold = constants[4].data();
@@ -138,7 +139,7 @@ struct NarrowInput {
         memory(map.image_stride * (last_image - first_image) * kernels.format.element_bytes() + kNarrowSlack) {
     map.data = memory.data();
     const std::int32_t* channel_at = order.identity ? nullptr : order.channel_at.data();
-    kernels.round({p.input.map(), map, channel_at, p.inverse_scale, p.zero});
+    kernels.round({p.input.map(), map, channel_at, p.rounding()});
   }
 
   static NarrowMap geometry(const NarrowProblem& p, const NarrowOrder& order, int first_image, int last_image,
@@ -192,15 +193,55 @@ inline std::vector<Variant> variants(const NarrowProblem& p) {
 struct Result {
   Framed output;
   std::vector<std::uint16_t> masks;
+  RoundedOutput rounded;
 
-  explicit Result(const NarrowProblem& p)
+  Result(const NarrowKernels& kernels, const NarrowProblem& p)
       : output(p.images, p.shape.out_channels, p.out_height, p.out_width, 1, poison()),
-        masks(p.pixels() * p.words(), 0xbeef) {}
+        masks(p.pixels() * p.words(), 0xbeef),
+        rounded{rounded_geometry(p), {37.0f, 100}},
+        kernels_(kernels),
+        bytes_(rounded.map.image_stride * p.images * kernels.format.element_bytes()),
+        memory_(bytes_) {
+    rounded.map.data = memory_.data();
+  }
+
+  // Whether all outputs, and only they, are there rounded as the pass that rounds maps would round them.
+  bool rounded_as_output() const {
+    Bytes frames(bytes_), pass(bytes_);
+    NarrowMap map = rounded.map;
+    map.data = pass.data();
+    kernels_.round({output.map(), map, nullptr, rounded.rounding});
+    const std::int64_t pixel = map.pixel_stride * kernels_.format.element_bytes();
+    const std::int64_t row = map.row_stride * kernels_.format.element_bytes(), rows = map.height + 2;
+    for (std::int64_t i = 0; i < map.last_image * rows; ++i) {
+      if (i % rows == 0 || i % rows == rows - 1) continue;
+      std::memcpy(frames.data() + i * row + pixel, pass.data() + i * row + pixel, map.width * pixel);
+    }
+    return std::memcmp(frames.data(), rounded.map.data, bytes_) == 0;
+  }
+
+ private:
+  static NarrowMap rounded_geometry(const NarrowProblem& p) {
+    NarrowMap map{};
+    map.last_image = p.images;
+    map.border = 1, map.height = p.out_height, map.width = p.out_width;
+    map.first_row = -1, map.last_row = map.height + 1;
+    map.pixel_stride = padded_channels(p.shape.out_channels);
+    map.row_stride = (map.width + 2) * map.pixel_stride;
+    map.image_stride = (map.height + 2) * map.row_stride;
+    return map;
+  }
+
+  const NarrowKernels& kernels_;
+  const std::int64_t bytes_;
+  Bytes memory_;
 };
 
-// The base path, and the conditional one if asked for, part by part.
+// The base path, and the conditional one if asked for, part by part. `floats`: not the rounded output alone.
 inline void run(const NarrowKernels& k, const NarrowProblem& p, const Variant& v, bool conditional,
-                const std::vector<Part>& parts, Result& result) {
+                const std::vector<Part>& parts, Result& result, bool floats = true) {
+  Map output = result.output.map();
+  if (!floats) output.data = nullptr;
   const NarrowOrder order = narrow_order(p.shape, true, k.format);
   const NarrowWeights base = pack_narrow(p.shape, p.base_weight().data(), order, p.zero, k.format);
   const NarrowWeights rest = pack_narrow_rest(p.shape, p.weight.data(), p.decisions, order, p.zero, k.format);
@@ -210,13 +251,26 @@ inline void run(const NarrowKernels& k, const NarrowProblem& p, const Variant& v
     const std::int64_t begin = part.first_image * map + part.first_row * p.out_width;
     const std::int64_t end = (part.last_image - 1) * map + part.last_row * p.out_width;
     Bytes sums(k.conv_scratch_bytes(p.shape.out_channels));
-    const NarrowEnding ending = p.ending(v.kind, v.residual, v.two_sided, result.masks.data());
-    k.conv({&p.shape, base.view(), input.map, result.output.map(), ending, begin, end, sums.data()});
+    NarrowEnding ending = p.ending(v.kind, v.residual, v.two_sided, result.masks.data());
+    ending.rounded = &result.rounded;
+    k.conv({&p.shape, base.view(), input.map, output, ending, begin, end, sums.data()});
     if (!conditional) continue;
     Bytes scratch(k.conditional_scratch_bytes(p.shape.out_channels, p.decisions));
-    k.conditional({&p.shape, rest.view(), input.map, result.output.map(), p.constants[6].data(), p.constants[7].data(),
-                   p.low, p.high, ending.common.residual, result.masks.data(), begin, end, scratch.data()});
+    k.conditional({&p.shape, rest.view(), input.map, output, p.constants[6].data(), p.constants[7].data(),
+                   p.low, p.high, ending.common.residual, ending.rounded, result.masks.data(), begin, end,
+                   scratch.data()});
   }
+}
+
+// Whether what a run rounded is right, and the same if nothing else is wanted; if a gate left decisions open, all are
+// nonsense.
+inline bool rounds(const NarrowKernels& k, const NarrowProblem& p, const Variant& v, bool conditional,
+                   const std::vector<Part>& parts, Result& result) {
+  if (v.masked()) return !conditional || result.rounded_as_output();
+  Result alone(k, p);
+  run(k, p, v, conditional, parts, alone, false);
+  std::copy(result.output.begin(), result.output.begin() + result.output.size(), alone.output.begin());
+  return result.rounded_as_output() && alone.rounded_as_output();
 }
 
 // A failed problem, for people.

@@ -149,8 +149,9 @@ bool small(const Plan& plan) {
     steps += static_cast<double>(elements(plan.values[op.output])) * taps * plan.values[op.inputs[0]].channels;
     if (op.kind == OpKind::adaptive_avg_pool) steps += static_cast<double>(elements(plan.values[op.inputs[0]]));
   }
+  const Layout layout(plan, held_values(plan, kernel_set(active_isa())));
   return steps < kMaxSteps && packed_bytes(plan) < kMaxBytes &&
-         sizeof(float) * static_cast<double>(Layout(plan).arena_size(kImages)) < kMaxBytes;
+         sizeof(float) * static_cast<double>(layout.arena_size(kImages)) < kMaxBytes;
 }
 
 // A file in memory, for an engine to open.

@@ -50,13 +50,23 @@ struct NarrowMap {
 
 // bfloat16: to the nearest, halves to even; NaN stays NaN. Integers:
 // q = round( clamp(x / scale, −zero, 255 − zero) ) + zero, halves to even; NaN becomes the lowest number.
+struct Rounding {
+  float inverse_scale;  // of integers, as `zero`
+  int zero;
+};
+
 struct RoundArgs {
   Map input;
   NarrowMap output;
   // The channel of every element of a pixel, or −1 for one that becomes 0; null: in their order.
   const std::int32_t* channel_at;
-  float inverse_scale;  // of integers, as `zero`
-  int zero;
+  Rounding rounding;
+};
+
+// Where outputs go rounded, in the kernels' own numbers and the order of their channels.
+struct RoundedOutput {
+  NarrowMap map;
+  Rounding rounding;
 };
 
 // Adjacent outputs that read the same inputs. A lane of their vectors holds one output's products with one of `spread`
@@ -97,6 +107,7 @@ struct NarrowEnding {
   ConvEpilogue common;  // all but its kind
   const float* gain;    // group, (padded channels)
   int group_size;
+  const RoundedOutput* rounded;  // or null; those that a gate leaves open hold nothing yet
 };
 
 // Output pixels are numbered through the batch: (image · height + y) · width + x.
@@ -104,7 +115,7 @@ struct NarrowConvArgs {
   const ConvShape* shape;
   NarrowView weights;
   NarrowMap input;  // has all that the pixels read
-  Map output;
+  Map output;       // without data if only what is rounded is wanted
   NarrowEnding ending;
   std::int64_t begin, end;  // pixels
   void* scratch;            // `conv_scratch_bytes`, 64-byte aligned; contents do not matter
@@ -120,7 +131,8 @@ struct NarrowConditionalArgs {
   Map output;
   const float *scale, *bias;  // (padded channels)
   float low, high;
-  const Map* residual;         // or null
+  const Map* residual;           // or null
+  const RoundedOutput* rounded;  // or null
   const std::uint16_t* masks;  // (images · pixels, padded_channels / 16), bit per channel; uniform in a decision
   std::int64_t begin, end;     // pixels, numbered through the batch
   void* scratch;               // `conditional_scratch_bytes`, 64-byte aligned; contents do not matter
@@ -129,6 +141,8 @@ struct NarrowConditionalArgs {
 struct NarrowKernels {
   NarrowFormat format;
   void (*round)(const RoundArgs&);
+  // What stands for 0, in every byte of an element.
+  int (*zero_byte)(const Rounding&);
   std::int64_t (*conv_scratch_bytes)(int out_channels);
   void (*conv)(const NarrowConvArgs&);
   std::int64_t (*conditional_scratch_bytes)(int out_channels, int decisions);
