@@ -249,7 +249,7 @@ struct Engine::State {
     }
   }
 
-  // Null where the operator is no gated convolution, or has one path only.
+  // Null where the operator is no gated convolution.
   GatedStep* gated(std::size_t op) const { return dynamic_cast<GatedStep*>(steps[op].get()); }
 
   const Plan plan;
@@ -346,7 +346,7 @@ void Engine::set_path(const std::string& name, Path path) {
     if (step == nullptr) break;
     return step->use(step->completion(path));
   }
-  throw InputError("name must be that of a gated convolution that has both paths, got " + name);
+  throw InputError("name must be that of a gated convolution, got " + name);
 }
 
 void Engine::shift_thresholds(float offset) {

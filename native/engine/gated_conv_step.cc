@@ -3,7 +3,6 @@
 #include <bit>
 #include <limits>
 #include <memory>
-#include <mutex>
 #include <numeric>
 #include <utility>
 
@@ -45,13 +44,13 @@ class GatedConvStep : public GatedStep {
         final_bias_(per_channel(gating_.final_bias, channels_)),
         gain_(padded_),
         threshold_(padded_),
-        clamp_(clamp_of(op.activation)),
-        completion_(completion(Path::sparse)) {
+        clamp_(clamp_of(op.activation)) {
     for (int c = 0; c < channels_; ++c) threshold_.data()[c] = gating_.threshold.data[c / group_size()];
     const std::int64_t averaged = gating_.granularity == Granularity::channel ? pixels_ : group_size();
     for (int c = 0; gating_.granularity != Granularity::activation && c < channels_; ++c) {
       gain_.data()[c] = gating_.group_scale.data[c / group_size()] / static_cast<float>(averaged);
     }
+    use(completion(Path::sparse));
   }
 
   Needs needs(const Layout& layout, std::int64_t images) const override {
@@ -68,13 +67,6 @@ class GatedConvStep : public GatedStep {
     if (path == Path::masked) return {path, weights_.conv(kernels_.conv, dense_shape_, op_.weight.data)};
     return {path, weights_.conditional(conditional_, shape_, gating_.decisions, op_.weight.data)};
   }
-
-  void use(Completion completion) noexcept override {
-    std::lock_guard lock(mutex_);
-    std::swap(completion_, completion);  // what was used is let go of after the lock
-  }
-
-  Path path() const override { return used().path; }
 
   std::int64_t run(const RunContext& context) const override {
     const Pass pass(*this, context);
@@ -184,7 +176,7 @@ class GatedConvStep : public GatedStep {
       if (completion_.path == Path::masked) return masked(region);
       const std::int64_t scratch = s.needs(context_.layout, context_.images).scratch_bytes;
       s.conditional_.run({.shape = &s.shape_,
-                          .weights = completion_.weights->data(),
+                          .weights = std::get<PackedWeights>(completion_.weights)->data(),
                           .input = input_,
                           .output = output_,
                           .scale = s.final_scale_.data(),
@@ -206,7 +198,7 @@ class GatedConvStep : public GatedStep {
    private:
     void masked(const Region& region) const {
       const GatedConvStep& s = step_;
-      ConvArgs args = conv_args(s.dense_shape_, *completion_.weights, region);
+      ConvArgs args = conv_args(s.dense_shape_, *std::get<PackedWeights>(completion_.weights), region);
       args.epilogue.kind = Epilogue::masked;
       args.epilogue.scale = s.final_scale_.data(), args.epilogue.bias = s.final_bias_.data();
       args.epilogue.low = s.clamp_.low, args.epilogue.high = s.clamp_.high;
@@ -254,11 +246,6 @@ class GatedConvStep : public GatedStep {
     Map residual_{};
     float *thresholds_, *scores_;
   };
-
-  Completion used() const {
-    std::lock_guard lock(mutex_);
-    return completion_;
-  }
 
   int words() const { return padded_ / kLanes; }
   int group_size() const { return channels_ / gating_.decisions; }
@@ -313,8 +300,6 @@ class GatedConvStep : public GatedStep {
   const Aligned<float> score_scale_, score_bias_, partial_scale_, partial_bias_, final_scale_, final_bias_;
   const Aligned<float> gain_, threshold_;
   const Clamp clamp_;
-  mutable std::mutex mutex_;  // of the next
-  Completion completion_;
 };
 
 }  // namespace

@@ -5,6 +5,9 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
+#include <utility>
+#include <variant>
 #include <vector>
 
 #include "engine/aligned.h"
@@ -12,6 +15,7 @@
 #include "engine/layout.h"
 #include "engine/plan.h"
 #include "engine/shared_weights.h"
+#include "kernels/narrow/packing.h"
 
 namespace headgate {
 
@@ -50,10 +54,12 @@ class Step {
   virtual std::int64_t run(const RunContext& context) const = 0;
 };
 
+using PackedNarrow = std::shared_ptr<const NarrowWeights>;
+
 // How a gated convolution completes its open outputs, and the weights that this needs.
 struct Completion {
   Path path;
-  PackedWeights weights;
+  std::variant<PackedWeights, PackedNarrow> weights;
 };
 
 // A gated convolution.
@@ -62,10 +68,23 @@ class GatedStep : public Step {
   // Packs the weights, unless somebody holds them. Throws std::bad_alloc.
   virtual Completion completion(Path path) const = 0;
 
-  // From the next run on; weights that nobody else holds are let go of.
-  virtual void use(Completion completion) noexcept = 0;
+  // From the next run on; weights that nobody else holds are let go of. Steps are made to use the sparse path.
+  void use(Completion completion) noexcept {
+    std::lock_guard lock(mutex_);
+    std::swap(completion_, completion);  // what was used is let go of after the lock
+  }
 
-  virtual Path path() const = 0;
+  Path path() const { return used().path; }
+
+ protected:
+  Completion used() const {
+    std::lock_guard lock(mutex_);
+    return completion_;
+  }
+
+ private:
+  mutable std::mutex mutex_;  // of the next
+  Completion completion_{};
 };
 
 // The step behind an operator. `weights` must outlive it.

@@ -155,16 +155,16 @@ void check(const NarrowProblem& p) {
     const NarrowEnding ending = p.ending(v.kind, v.residual, v.two_sided, nullptr);
     const Expected sums = expected(p, ending);
     for (const Named& isa : all_kernels()) {
-      for (bool conditional : {false, true}) {
-        if (conditional && !v.masked()) continue;
+      for (Rest rest : {Rest::none, Rest::sparse, Rest::masked}) {
+        if (rest != Rest::none && !v.masked()) continue;
         Result result(isa.kernels, p), in_parts(isa.kernels, p);
-        run(isa.kernels, p, v, conditional, whole(p), result);
-        run(isa.kernels, p, v, conditional, cut(p), in_parts);
-        std::string problem = wrong(p, ending, sums, conditional, result);
+        run(isa.kernels, p, v, rest, whole(p), result);
+        run(isa.kernels, p, v, rest, cut(p), in_parts);
+        std::string problem = wrong(p, ending, sums, rest != Rest::none, result);
         if (problem.empty() && !same(result, in_parts)) problem = "in parts, other bits";
-        if (problem.empty() && !rounds(isa.kernels, p, v, conditional, whole(p), result)) problem = "rounded otherwise";
+        if (problem.empty() && !rounds(isa.kernels, p, v, rest, whole(p), result)) problem = "rounded otherwise";
         if (problem.empty()) continue;
-        std::printf("%s, %s: %s\n", isa.name.c_str(), shown(p, v, conditional).c_str(), problem.c_str());
+        std::printf("%s, %s: %s\n", isa.name.c_str(), shown(p, v, rest).c_str(), problem.c_str());
         CHECK(problem.empty());
         return;
       }
@@ -283,10 +283,12 @@ TEST(amx_gives_the_bits_of_emulated_tiles) {
   }
   wide_blocks(Numbers::bfloat16, [](const NarrowProblem& p) {
     for (const Variant& v : variants(p)) {
-      Result real(bfloat16_amx(), p), emulated(bfloat16_emulated(), p);
-      run(bfloat16_amx(), p, v, v.masked(), whole(p), real);
-      run(bfloat16_emulated(), p, v, v.masked(), whole(p), emulated);
-      CHECK(same(real, emulated));
+      for (Rest rest : {Rest::sparse, Rest::masked}) {
+        Result real(bfloat16_amx(), p), emulated(bfloat16_emulated(), p);
+        run(bfloat16_amx(), p, v, v.masked() ? rest : Rest::none, whole(p), real);
+        run(bfloat16_emulated(), p, v, v.masked() ? rest : Rest::none, whole(p), emulated);
+        CHECK(same(real, emulated));
+      }
     }
   });
 }

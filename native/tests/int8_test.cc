@@ -127,15 +127,15 @@ void check(const NarrowProblem& p) {
       }
     }
     for (const Named& isa : all_kernels()) {
-      for (bool conditional : {false, true}) {
-        if (conditional && !v.masked()) continue;
+      for (Rest rest : {Rest::none, Rest::sparse, Rest::masked}) {
+        if (rest != Rest::none && !v.masked()) continue;
         for (const std::vector<Part>& parts : {whole(p), cut(p)}) {
           Result result(isa.kernels, p);
-          run(isa.kernels, p, v, conditional, parts, result);
-          std::string problem = difference(p, conditional ? final : base, v.masked(), result);
-          if (problem.empty() && !rounds(isa.kernels, p, v, conditional, parts, result)) problem = "rounded otherwise";
+          run(isa.kernels, p, v, rest, parts, result);
+          std::string problem = difference(p, rest == Rest::none ? base : final, v.masked(), result);
+          if (problem.empty() && !rounds(isa.kernels, p, v, rest, parts, result)) problem = "rounded otherwise";
           if (problem.empty()) continue;
-          std::printf("%s, %zu parts, %s: %s\n", isa.name.c_str(), parts.size(), shown(p, v, conditional).c_str(),
+          std::printf("%s, %zu parts, %s: %s\n", isa.name.c_str(), parts.size(), shown(p, v, rest).c_str(),
                       problem.c_str());
           CHECK(problem.empty());
           return;

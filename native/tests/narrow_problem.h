@@ -237,14 +237,18 @@ struct Result {
   Bytes memory_;
 };
 
-// The base path, and the conditional one if asked for, part by part. `floats`: not the rounded output alone.
-inline void run(const NarrowKernels& k, const NarrowProblem& p, const Variant& v, bool conditional,
+// What follows the base path: nothing, the conditional path, or both sums everywhere.
+enum class Rest { none, sparse, masked };
+
+// The base path, and what follows it, part by part. `floats`: not the rounded output alone.
+inline void run(const NarrowKernels& k, const NarrowProblem& p, const Variant& v, Rest rest_path,
                 const std::vector<Part>& parts, Result& result, bool floats = true) {
   Map output = result.output.map();
   if (!floats) output.data = nullptr;
   const NarrowOrder order = narrow_order(p.shape, true, k.format);
   const NarrowWeights base = pack_narrow(p.shape, p.base_weight().data(), order, p.zero, k.format);
-  const NarrowWeights rest = pack_narrow_rest(p.shape, p.weight.data(), p.decisions, order, p.zero, k.format);
+  const int blocks = rest_path == Rest::masked ? p.shape.blocks : p.decisions;
+  const NarrowWeights rest = pack_narrow_rest(p.shape, p.weight.data(), blocks, order, p.zero, k.format);
   for (const Part& part : parts) {
     NarrowInput input(k, p, order, part.first_image, part.last_image, part.first_row, part.last_row);
     const std::int64_t map = std::int64_t{p.out_height} * p.out_width;
@@ -254,7 +258,13 @@ inline void run(const NarrowKernels& k, const NarrowProblem& p, const Variant& v
     NarrowEnding ending = p.ending(v.kind, v.residual, v.two_sided, result.masks.data());
     ending.rounded = &result.rounded;
     k.conv({&p.shape, base.view(), input.map, output, ending, begin, end, sums.data()});
-    if (!conditional) continue;
+    if (rest_path == Rest::none) continue;
+    if (rest_path == Rest::masked) {
+      ending.kind = NarrowEpilogue::masked;
+      ending.common.scale = p.constants[6].data(), ending.common.bias = p.constants[7].data();
+      k.conv({&p.shape, rest.view(), input.map, output, ending, begin, end, sums.data()});
+      continue;
+    }
     Bytes scratch(k.conditional_scratch_bytes(p.shape.out_channels, p.decisions));
     k.conditional({&p.shape, rest.view(), input.map, output, p.constants[6].data(), p.constants[7].data(),
                    p.low, p.high, ending.common.residual, ending.rounded, result.masks.data(), begin, end,
@@ -264,22 +274,22 @@ inline void run(const NarrowKernels& k, const NarrowProblem& p, const Variant& v
 
 // Whether what a run rounded is right, and the same if nothing else is wanted; if a gate left decisions open, all are
 // nonsense.
-inline bool rounds(const NarrowKernels& k, const NarrowProblem& p, const Variant& v, bool conditional,
+inline bool rounds(const NarrowKernels& k, const NarrowProblem& p, const Variant& v, Rest rest,
                    const std::vector<Part>& parts, Result& result) {
-  if (v.masked()) return !conditional || result.rounded_as_output();
+  if (v.masked()) return rest == Rest::none || result.rounded_as_output();
   Result alone(k, p);
-  run(k, p, v, conditional, parts, alone, false);
+  run(k, p, v, rest, parts, alone, false);
   std::copy(result.output.begin(), result.output.begin() + result.output.size(), alone.output.begin());
   return result.rounded_as_output() && alone.rounded_as_output();
 }
 
 // A failed problem, for people.
-inline std::string shown(const NarrowProblem& p, const Variant& v, bool conditional) {
+inline std::string shown(const NarrowProblem& p, const Variant& v, Rest rest) {
   const ConvShape& s = p.shape;
   char text[256];
   std::snprintf(text, sizeof text,
-                "epilogue %d, conditional %d, in %d out %d blocks %d decisions %d kernel %dx%d stride %dx%d",
-                static_cast<int>(v.kind), conditional, s.in_channels, s.out_channels, s.blocks, p.decisions,
+                "epilogue %d, rest %d, in %d out %d blocks %d decisions %d kernel %dx%d stride %dx%d",
+                static_cast<int>(v.kind), static_cast<int>(rest), s.in_channels, s.out_channels, s.blocks, p.decisions,
                 s.kernel[0], s.kernel[1], s.stride[0], s.stride[1]);
   return text;
 }

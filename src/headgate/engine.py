@@ -34,8 +34,8 @@ class LayerStats:
         dense_macs: what the dense layer would have cost.
         executed_macs: what was computed, as `headgate.count` counts; the same where nothing is gated.
         decisions, open_decisions: of a gated convolution's gates, over all images; 0 elsewhere.
-        path: how a gated convolution completes its open outputs, "sparse" or "masked"; "" elsewhere, and in
-            8-bit integers, where there is no choice. The masked path computes more than `executed_macs` counts.
+        path: how a gated convolution completes its open outputs, "sparse" or "masked"; "" elsewhere. The masked path
+            computes more than `executed_macs` counts.
     """
 
     name: str
@@ -127,7 +127,7 @@ class Engine:
             chosen = {name: path for name, path in tuned.items() if name in gated}
             for name, path in () if isinstance(paths, str) else paths.items():
                 if name not in gated:
-                    raise ConfigError(f"paths must name gated convolutions that have both paths, got {name!r}")
+                    raise ConfigError(f"paths must name gated convolutions, got {name!r}")
                 chosen[name] = check_path(name, path)
         for name, path in chosen.items():
             self._engine.set_path(name, path == "masked")
@@ -191,7 +191,7 @@ class Engine:
             repeats: of each path; medians count.
             keep: remember the choice for later engines of the same plan, CPU, build, instruction set and number of
                 threads, instead of what was remembered before: one choice serves batches of every size.
-        Returns: a choice for each gated convolution that has both paths, in order of execution.
+        Returns: a choice for each gated convolution, in order of execution.
         Raises:
             ShapeError, DtypeError: as for a call; or there are no images.
             ConfigError: repeats < 1.

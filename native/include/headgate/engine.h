@@ -76,7 +76,7 @@ class Engine {
   std::vector<PathTimes> time_paths(const float* input, std::int64_t images, int repeats);
 
   // The path of a gated convolution from the next run on; sparse at first. The paths add in different orders, so their
-  // results differ by rounding. Throws InputError where no gated convolution of both paths has this name.
+  // results differ by rounding, but in 8-bit integers. Throws InputError where no gated convolution has this name.
   void set_path(const std::string& name, Path path);
 
   std::vector<LayerStats> stats() const;

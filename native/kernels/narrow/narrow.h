@@ -95,9 +95,11 @@ struct NarrowView {
 };
 
 enum class NarrowEpilogue {
-  plain,  // output = clamp( sum · scale + bias (+ residual) )
-  gate,   // as Epilogue::gate
-  group,  // one decision for adjacent channels: gain · Σ n > threshold
+  plain,   // output = clamp( sum · scale + bias (+ residual) )
+  gate,    // as Epilogue::gate
+  group,   // one decision for adjacent channels: gain · Σ n > threshold
+  masked,  // where masks has the bit: output, which holds the base path's sum P, becomes
+           // clamp( (P + sum) · scale + bias (+ residual) ); elsewhere it is kept
 };
 
 // What follows a sum, which is converted to float32 first. Σ n of a group adds lanes half a group apart until one is

@@ -81,7 +81,7 @@ class Export:
 
         choices = Engine(self.plan, threads=self.threads).tune(images)
         if not choices:
-            console.print("no gated convolution has a choice of paths")
+            console.print("there is no gated convolution")
             return
         table = Table(title=f"batches of {len(images)}, {self.threads} thread(s), ms a batch, base path included")
         for column in ("gated convolution", "density", "sparse", "masked dense", "path"):
