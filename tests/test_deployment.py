@@ -75,6 +75,21 @@ def test_it_runs_a_plan(plan: Path, images: NDArray[np.float32], tmp_path: Path)
     assert len(lines) == 6 + len(hg.Engine(plan).stats())
 
 
+def test_paths(plan: Path, images: NDArray[np.float32], tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", images)
+    for name in ("sparse", "masked"):
+        expected = hg.Engine(plan, threads=1, paths=name)(images)
+        done = headgate_run(plan, tmp_path / "x.npy", "--paths", name, "--output", tmp_path / "y.npy", "--stats")
+        assert np.array_equal(np.load(tmp_path / "y.npy"), expected)
+        assert set(re.findall(r"^gated_conv .* (sparse|masked)  ", done.stdout, re.MULTILINE)) == {name}
+    done = headgate_run(plan, tmp_path / "x.npy", "--paths", "timed", "--output", tmp_path / "y.npy", "--stats")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(re.findall(r"^gated_conv .* (?:sparse|masked)  ", done.stdout, re.MULTILINE)) == 18
+    done = headgate_run(plan, tmp_path / "x.npy", "--paths", "fast")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--paths must be one of sparse, masked, timed, got fast" in done.stderr
+
+
 def test_the_dial(plan: Path, images: NDArray[np.float32], tmp_path: Path) -> None:
     engine = hg.Engine(plan, threads=1)
     engine.shift_thresholds(0.5)

@@ -26,6 +26,9 @@ constexpr std::int64_t kMaxImages = 32;
 // Of plans in 8-bit integers or bfloat16, for each thread: so fast that maps must come from the cache.
 constexpr std::int64_t kMaxNarrowImages = 8;
 
+// The masked path must take less than so much of the sparse path's time: what lies closer is noise.
+constexpr double kAdvantage = 0.97;
+
 bool has_int8(const Plan& plan) {
   return std::any_of(plan.ops.begin(), plan.ops.end(), [](const Op& op) { return op.int8.has_value(); });
 }
@@ -291,14 +294,14 @@ void Engine::run(const float* input, std::int64_t images, float* output) const {
   state_->run_in_pieces(input, images, output, state_->counters);
 }
 
-std::vector<PathTimes> Engine::time_paths(const float* input, std::int64_t images, int repeats) {
+std::vector<PathChoice> Engine::tune(const float* input, std::int64_t images, int repeats) {
   if (images < 1) throw InputError("images must be ≥ 1, got " + std::to_string(images));
   if (repeats < 1) throw InputError("repeats must be ≥ 1, got " + std::to_string(repeats));
   struct Timed {
     std::size_t op;
     GatedStep* step;
     Completion sparse, masked;
-    Path before;
+    Path path;
     double density;
     std::vector<double> sparse_ms, masked_ms;
   };
@@ -310,13 +313,13 @@ std::vector<PathTimes> Engine::time_paths(const float* input, std::int64_t image
     layers.push_back({i, step, std::move(sparse), std::move(masked), step->path(), 0, {}, {}});
   }
   if (layers.empty()) return {};
-  // Whatever happens, paths end as they were.
-  struct Restore {
+  // Whatever happens, every layer ends on its path: the one before, until another is chosen.
+  struct Settle {
     const std::vector<Timed>& layers;
-    ~Restore() {
-      for (const Timed& layer : layers) layer.step->use(layer.before == Path::sparse ? layer.sparse : layer.masked);
+    ~Settle() {
+      for (const Timed& layer : layers) layer.step->use(layer.path == Path::sparse ? layer.sparse : layer.masked);
     }
-  } restore{layers};
+  } settle{layers};
   const MapShape out = output_shape();
   std::vector<float> output(images * out.channels * out.height * out.width);
   for (int i = 0; i < 2 * repeats; ++i) {
@@ -332,11 +335,14 @@ std::vector<PathTimes> Engine::time_paths(const float* input, std::int64_t image
       (path == Path::sparse ? layer.sparse_ms : layer.masked_ms).push_back(1e-6 * static_cast<double>(counters.nanoseconds));
     }
   }
-  std::vector<PathTimes> all;
+  std::vector<PathChoice> choices;
   for (const Timed& layer : layers) {
-    all.push_back({state_->plan.ops[layer.op].name, layer.density, median(layer.sparse_ms), median(layer.masked_ms)});
+    const double sparse = median(layer.sparse_ms), masked = median(layer.masked_ms);
+    choices.push_back({state_->plan.ops[layer.op].name, layer.density, sparse, masked,
+                       masked < kAdvantage * sparse ? Path::masked : Path::sparse});
   }
-  return all;
+  for (std::size_t i = 0; i < layers.size(); ++i) layers[i].path = choices[i].path;
+  return choices;
 }
 
 void Engine::set_path(const std::string& name, Path path) {

@@ -187,29 +187,30 @@ TEST(paths_and_their_names) {
                "name must be that of a gated convolution, got stem");
 }
 
-TEST(times_of_paths) {
+TEST(tuned_paths) {
   const PlanOnDisk file(float_gates());
   Engine engine(file.path(), 2);
   const Floats input = images_for(engine, 3);
   const Floats expected = run(engine, input, 0, 3);
   engine.set_path("groups", Path::masked);
   const std::vector<LayerStats> before = engine.stats();
-  const std::vector<PathTimes> times = engine.time_paths(input.data(), 3, 2);
-  CHECK_EQ(times.size(), 3U);
-  for (std::size_t i = 0; i < times.size(); ++i) {
-    CHECK_EQ(times[i].name, before[i].name);
-    CHECK(times[i].density > 0 && times[i].density < 1);
+  const std::vector<PathChoice> choices = engine.tune(input.data(), 3, 2);
+  CHECK_EQ(choices.size(), 3U);
+  for (std::size_t i = 0; i < choices.size(); ++i) {
+    CHECK_EQ(choices[i].name, before[i].name);
+    CHECK(choices[i].density > 0 && choices[i].density < 1);
+    CHECK(choices[i].path == (choices[i].masked_ms < 0.97 * choices[i].sparse_ms ? Path::masked : Path::sparse));
     const LayerStats after = engine.stats()[i];
-    CHECK(after.path == before[i].path && after.images == before[i].images && after.open == before[i].open);
+    CHECK(after.path == choices[i].path && after.images == before[i].images && after.open == before[i].open);
   }
-  CHECK_EQ(times[0].density, static_cast<double>(before[0].open) / static_cast<double>(before[0].decisions));
+  CHECK_EQ(choices[0].density, static_cast<double>(before[0].open) / static_cast<double>(before[0].decisions));
   CHECK(before[1].path == Path::masked);
-  engine.set_path("groups", Path::sparse);
+  for (const PathChoice& choice : choices) engine.set_path(choice.name, Path::sparse);
   CHECK(same_bits(run(engine, input, 0, 3), expected));
-  CHECK_THROWS(engine.time_paths(input.data(), 0, 1), InputError, "images must be ≥ 1, got 0");
-  CHECK_THROWS(engine.time_paths(input.data(), 1, 0), InputError, "repeats must be ≥ 1, got 0");
+  CHECK_THROWS(engine.tune(input.data(), 0, 1), InputError, "images must be ≥ 1, got 0");
+  CHECK_THROWS(engine.tune(input.data(), 1, 0), InputError, "repeats must be ≥ 1, got 0");
   const PlanOnDisk dense(convolutions());
-  CHECK(Engine(dense.path()).time_paths(input.data(), 1, 1).empty());
+  CHECK(Engine(dense.path()).tune(input.data(), 1, 1).empty());
 }
 
 // A run takes each layer's path once: its result is that of one of the choices of paths, bit for bit.

@@ -2,14 +2,21 @@
 // together they keep no more threads busy than there are cores.
 #include "headgate/parallel.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
+#include <filesystem>
+#include <fstream>
 #include <new>
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
+#include "runtime/cores.h"
 #include "tests/check.h"
 
 namespace headgate {
@@ -119,6 +126,32 @@ int most_at_once(int callers, bool working) {
   }
   for (std::thread& thread : threads) thread.join();
   return most;
+}
+
+// Of a folder of control groups with these files: their names and texts.
+std::optional<int> quota_of(const std::vector<std::pair<std::string, std::string>>& files) {
+  const std::string folder = std::filesystem::temp_directory_path() / ("headgate-" + std::to_string(::getpid()));
+  std::filesystem::create_directories(folder + "/cpu");
+  for (const auto& [name, text] : files) std::ofstream(folder + "/" + name) << text;
+  const std::optional<int> cores = quota_in_cores(folder);
+  std::filesystem::remove_all(folder);
+  return cores;
+}
+
+TEST(quotas_of_containers) {
+  CHECK_EQ(quota_of({{"cpu.max", "150000 100000\n"}}).value_or(0), 2);
+  CHECK_EQ(quota_of({{"cpu.max", "300000 100000\n"}}).value_or(0), 3);
+  CHECK_EQ(quota_of({{"cpu.max", "1000 100000\n"}}).value_or(0), 1);
+  for (const char* none : {"max 100000\n", "", "100000", "100000 0", "-1 100000", "x y"}) {
+    CHECK(!quota_of({{"cpu.max", none}}));
+  }
+  CHECK(!quota_of({}));
+  const auto version1 = [](const char* quota) {
+    return quota_of({{"cpu/cpu.cfs_quota_us", quota}, {"cpu/cpu.cfs_period_us", "50000\n"}});
+  };
+  CHECK_EQ(version1("100000\n").value_or(0), 2);
+  CHECK(!version1("-1\n"));
+  CHECK(usable_cores() >= 1);
 }
 
 const int kCallers = std::max(4, usable_cores() + 2);

@@ -79,10 +79,10 @@ class Engine:
         threads: int | None = None,
         paths: str | Mapping[str, ConditionalPath] = "tuned",
     ) -> None:
-        count = min(len(os.sched_getaffinity(0)), MAX_THREADS) if threads is None else operator.index(threads)
+        native = _native()
+        count = min(native.usable_cores(), MAX_THREADS) if threads is None else operator.index(threads)
         if not 1 <= count <= MAX_THREADS:
             raise ConfigError(f"threads must be in [1, {MAX_THREADS}], got {count}")
-        native = _native()
         try:
             self._engine = native.Engine(os.fsdecode(path), count)
         except native.PlanError as error:
@@ -211,11 +211,9 @@ class Engine:
         except OSError as error:
             raise CheckpointError(f"cannot time the paths: {error}") from None
         try:
-            choices = [PathChoice.of_times(*times) for times in self._engine.time_paths(array, repeats)]
+            choices = [_choice(*values) for values in self._engine.tune(array, repeats)]
         except MemoryError:
             raise MemoryError("not enough memory to hold the weights of both paths; choose them by name") from None
-        for choice in choices:
-            self._engine.set_path(choice.name, choice.path == "masked")
         if keep and choices:
             remember(self._file, self._circumstances, batch=len(array), choices=choices)
         return choices
@@ -228,6 +226,10 @@ class Engine:
     def reset_stats(self) -> None:
         """Start counting anew."""
         self._engine.reset_stats()
+
+
+def _choice(name: str, density: float, sparse_ms: float, masked_ms: float, path: str) -> PathChoice:
+    return PathChoice(name=name, density=density, sparse_ms=sparse_ms, masked_ms=masked_ms, path=check_path(name, path))
 
 
 def _native() -> Any:

@@ -21,8 +21,6 @@ ConditionalPath = Literal["sparse", "masked"]
 PATHS: Final = get_args(ConditionalPath)
 VERSION: Final = 2
 _LOG = logging.getLogger(__name__)
-ADVANTAGE: Final = 0.97
-"""The masked path must take less than so much of the sparse path's time: what lies closer is noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +39,6 @@ class PathChoice:
     sparse_ms: float
     masked_ms: float
     path: ConditionalPath
-
-    @classmethod
-    def of_times(cls, name: str, density: float, sparse_ms: float, masked_ms: float) -> PathChoice:
-        """Choose by time."""
-        path: ConditionalPath = "masked" if masked_ms < ADVANTAGE * sparse_ms else "sparse"
-        return cls(name=name, density=density, sparse_ms=sparse_ms, masked_ms=masked_ms, path=path)
 
 
 @dataclass(frozen=True, kw_only=True)
