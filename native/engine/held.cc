@@ -32,8 +32,8 @@ Rounding rounding_of(const Op& op) {
 }
 
 std::vector<Held> held_values(const Plan& plan, const KernelSet& kernels) {
-  // Of every value: the narrow convolution that makes it, the first of those that could read it rounded, and whether
-  // others read it otherwise.
+  // Of every value: the narrow convolution that makes it, the latest of those that could read it rounded, whether
+  // all of them agree, and whether others read it otherwise.
   struct Use {
     const Op *maker = nullptr, *reader = nullptr;
     bool agreed = true, floats = false;
