@@ -101,14 +101,13 @@ class ConvStep : public Step {
 
 class WinogradStep : public Step {
  public:
-  WinogradStep(const Plan& plan, const Op& op, const WinogradShape& shape, const KernelSet& kernels)
+  WinogradStep(const Plan& plan, const Op& op, const WinogradShape& shape, const KernelSet& kernels,
+               SharedWeights& weights)
       : kernels_(kernels.winograd),
         op_(op),
         shape_(shape),
-        weights_(winograd_packed_size(shape_)),
-        ending_(plan, op_, kernels) {
-    winograd_pack(shape_, op.weight.data, weights_.data());
-  }
+        weights_(weights.winograd(shape_, conv_shape(plan, op, op.groups), op.weight.data)),
+        ending_(plan, op_, kernels) {}
 
   Needs needs(const Layout&, std::int64_t /*images*/) const override {
     Needs needs;
@@ -123,7 +122,7 @@ class WinogradStep : public Step {
     const std::int64_t columns = (output.width + shape_.tile - 1) / shape_.tile;
     const std::int64_t tiles = context.images * rows * columns;
     const int vectors = padded_channels(output.channels) / kLanes;
-    const WinogradArgs all{&shape_, weights_.data(), context.map(op_.inputs[0]), output,
+    const WinogradArgs all{&shape_, weights_->data(), context.map(op_.inputs[0]), output,
                            ending_.epilogue(context, residual), 0, tiles, 0, vectors, nullptr};
     share(tiles, kMinTiles, vectors, context.threads, [&](int i, Range of, Range among) {
       WinogradArgs part = all;
@@ -140,7 +139,7 @@ class WinogradStep : public Step {
   const WinogradKernels& kernels_;
   const Op op_;
   const WinogradShape shape_;
-  const Aligned<float> weights_;
+  const PackedWeights weights_;
   const Ending ending_;
 };
 
@@ -205,7 +204,9 @@ class DepthwiseStep : public Step {
 
 std::unique_ptr<Step> make_conv_step(const Plan& plan, const Op& op, const KernelSet& kernels, SharedWeights& weights) {
   if (depthwise(plan, op)) return std::make_unique<DepthwiseStep>(plan, op, kernels);
-  if (const auto shape = winograd_shape(plan, op)) return std::make_unique<WinogradStep>(plan, op, *shape, kernels);
+  if (const auto shape = winograd_shape(plan, op, op.groups)) {
+    return std::make_unique<WinogradStep>(plan, op, *shape, kernels, weights);
+  }
   return std::make_unique<ConvStep>(plan, op, kernels, weights);
 }
 

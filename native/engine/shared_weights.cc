@@ -11,15 +11,15 @@ namespace {
 // So many floats are packed before the file's memory is given back.
 constexpr std::int64_t kAtATime = std::int64_t{1} << 20;
 
-enum Kind : int { kConv, kBase, kConditional };
+enum Kind : int { kConv, kWinograd, kBase, kWinogradBase, kConditional };
 
-// The bytes of all that packed weights depend on, and a little more; `packing` is the function.
-std::string key_of(Kind kind, const void* packing, const ConvShape& s, int decisions, const float* weight) {
+// The bytes of all that packed weights depend on, and a little more; `packing` is the function, `parts` decisions or tiles.
+std::string key_of(Kind kind, const void* packing, const ConvShape& s, int parts, const float* weight) {
   std::string key;
   const auto add = [&](const auto* values, std::size_t count) {
     key.append(reinterpret_cast<const char*>(values), count * sizeof *values);
   };
-  add(&kind, 1), add(&packing, 1), add(&weight, 1), add(&decisions, 1);
+  add(&kind, 1), add(&packing, 1), add(&weight, 1), add(&parts, 1);
   for (int number : {s.in_channels, s.out_channels, s.blocks, s.inputs_per_block}) add(&number, 1);
   add(s.kernel, 2), add(s.stride, 2), add(s.dilation, 2);
   add(s.inputs.data(), s.inputs.size());
@@ -60,6 +60,17 @@ PackedWeights SharedWeights::base(const ConvKernels& kernels, const ConvShape& s
   const Key key = key_of(kBase, reinterpret_cast<const void*>(kernels.pack), shape, 0, weight);
   return find_or_pack(key, kernels.packed_size(shape),
                       [&](float* packed) { kernels.pack(shape, listed(shape, weight).data(), packed); });
+}
+
+PackedWeights SharedWeights::winograd(const WinogradShape& shape, const ConvShape& direct, const float* weight) {
+  const Key key = key_of(kWinograd, nullptr, direct, shape.tile, weight);
+  return find_or_pack(key, winograd_packed_size(shape), [&](float* packed) { winograd_pack(shape, weight, packed); });
+}
+
+PackedWeights SharedWeights::winograd_base(const WinogradShape& shape, const ConvShape& direct, const float* weight) {
+  const Key key = key_of(kWinogradBase, nullptr, direct, shape.tile, weight);
+  return find_or_pack(key, winograd_packed_size(shape),
+                      [&](float* packed) { winograd_pack(shape, listed(direct, weight).data(), packed); });
 }
 
 PackedWeights SharedWeights::conditional(const ConditionalKernels& kernels, const ConvShape& shape, int decisions,

@@ -12,6 +12,7 @@
 #include "engine/safetensors.h"
 #include "kernels/conditional/conditional.h"
 #include "kernels/conv/conv.h"
+#include "kernels/winograd/winograd.h"
 
 namespace headgate {
 
@@ -27,8 +28,13 @@ class SharedWeights {
   // `weight` is torch's [out, inputs_per_block, kh, kw].
   PackedWeights conv(const ConvKernels& kernels, const ConvShape& shape, const float* weight);
 
-  // A gated convolution's base path and conditional path; `weight` is torch's full [out, in, kh, kw].
+  // The same by Winograd's algorithm; `direct` is the convolution.
+  PackedWeights winograd(const WinogradShape& shape, const ConvShape& direct, const float* weight);
+
+  // A gated convolution's base path, direct or by Winograd's algorithm, and its conditional path; `weight` is torch's full
+  // [out, in, kh, kw].
   PackedWeights base(const ConvKernels& kernels, const ConvShape& shape, const float* weight);
+  PackedWeights winograd_base(const WinogradShape& shape, const ConvShape& direct, const float* weight);
   PackedWeights conditional(const ConditionalKernels& kernels, const ConvShape& shape, int decisions,
                             const float* weight);
 

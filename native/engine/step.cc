@@ -65,12 +65,14 @@ ConvShape conv_shape(const Plan& plan, const Op& op, const InputLists& lists) {
   return shape;
 }
 
-ConvShape dense_shape(const Plan& plan, const Op& op) {
+InputLists every_input(const Plan& plan, const Op& op) {
   InputLists all{1, plan.values[op.inputs[0]].channels, {}};
   all.channels.resize(all.per_block);
   std::iota(all.channels.begin(), all.channels.end(), 0);
-  return conv_shape(plan, op, all);
+  return all;
 }
+
+ConvShape dense_shape(const Plan& plan, const Op& op) { return conv_shape(plan, op, every_input(plan, op)); }
 
 void split(std::int64_t count, std::int64_t unit, int threads, const Body& body) {
   const std::int64_t units = (count + unit - 1) / unit;

@@ -116,6 +116,7 @@ void split(std::int64_t count, std::int64_t unit, int threads, const Body& body)
 
 // The convolution's geometry, with what each block of outputs reads; and where all read all inputs.
 ConvShape conv_shape(const Plan& plan, const Op& op, const InputLists& lists);
+InputLists every_input(const Plan& plan, const Op& op);
 ConvShape dense_shape(const Plan& plan, const Op& op);
 
 }  // namespace headgate

@@ -8,10 +8,11 @@ namespace {
 
 constexpr std::array<int, 2> kOnes{1, 1}, kThrees{3, 3};
 
-// Every output reads every input channel, in order.
-bool dense(const InputLists& lists, int in_channels) {
-  if (lists.blocks != 1 || lists.per_block != in_channels) return false;
-  for (int i = 0; i < in_channels; ++i) {
+// Every block of outputs reads a block of input channels, in order; several blocks fill whole vectors.
+bool in_order(const InputLists& lists, const Shape& input, const Shape& output) {
+  if (std::int64_t{lists.blocks} * lists.per_block != input.channels) return false;
+  if (lists.blocks > 1 && (lists.per_block % kLanes != 0 || output.channels / lists.blocks % kLanes != 0)) return false;
+  for (int i = 0; i < input.channels; ++i) {
     if (lists.channels[i] != i) return false;
   }
   return true;
@@ -23,8 +24,9 @@ double saved(const Shape& output, int tile) {
   return 9.0 * output.height * output.width / (tiles(output.height) * tiles(output.width) * (tile + 2) * (tile + 2));
 }
 
-// The rule, from the table in docs/design/0004-winograd.md. Returns 4, 2, or 0 for the direct convolution.
-int tile_of(const Shape& input, const Shape& output) {
+// The rule, from the tables in docs/design/0004-winograd.md, for outputs that read so many inputs. Returns 4, 2, or 0 for
+// the direct convolution.
+int tile_of(int inputs, const Shape& output) {
   constexpr int kFewInputs = 8, kFewPixels = 16;  // below which transforms cost what they save
   constexpr double kWorthwhile = 1.5;
   // Transforming to tiles of 4 makes four times as many weights, of 2 nearly twice. Beyond so many input × output channels
@@ -32,9 +34,9 @@ int tile_of(const Shape& input, const Shape& output) {
   constexpr std::int64_t kManyFilters = 128 * 128, kMostFilters = 256 * 256;
   constexpr std::int64_t kSmallMap = 64;
 
-  const std::int64_t filters = std::int64_t{input.channels} * output.channels;
+  const std::int64_t filters = std::int64_t{inputs} * output.channels;
   const std::int64_t pixels = std::int64_t{output.height} * output.width;
-  if (input.channels < kFewInputs || pixels < kFewPixels) return 0;
+  if (inputs < kFewInputs || pixels < kFewPixels) return 0;
   if (filters > kMostFilters && pixels < kSmallMap) return 0;
   const int tile = filters <= kManyFilters && saved(output, 4) > saved(output, 2) ? 4 : 2;
   return saved(output, tile) < kWorthwhile ? 0 : tile;
@@ -42,16 +44,16 @@ int tile_of(const Shape& input, const Shape& output) {
 
 }  // namespace
 
-std::optional<WinogradShape> winograd_shape(const Plan& plan, const Op& op) {
+std::optional<WinogradShape> winograd_shape(const Plan& plan, const Op& op, const InputLists& lists) {
   const Window& window = op.window;
   const Shape &input = plan.values[op.inputs[0]], &output = plan.values[op.output];
-  if (op.kind != OpKind::conv || op.narrow() || window.kernel != kThrees || window.stride != kOnes ||
-      window.dilation != kOnes || !dense(op.groups, input.channels)) {
+  if (op.narrow() || window.kernel != kThrees || window.stride != kOnes || window.dilation != kOnes ||
+      !in_order(lists, input, output)) {
     return std::nullopt;
   }
-  const int tile = tile_of(input, output);
+  const int tile = tile_of(lists.per_block, output);
   if (tile == 0) return std::nullopt;
-  return WinogradShape{input.channels, output.channels, {window.padding[0], window.padding[1]}, tile};
+  return WinogradShape{input.channels, output.channels, {window.padding[0], window.padding[1]}, tile, lists.blocks};
 }
 
 }  // namespace headgate

@@ -17,7 +17,7 @@ namespace headgate {
 namespace {
 
 struct Layer {
-  int in, out, size, images;
+  int in, out, size, images, blocks;
 };
 
 double now(clockid_t clock) {
@@ -28,16 +28,17 @@ double now(clockid_t clock) {
 
 std::string title(const Layer& l) {
   return std::to_string(l.in) + "-" + std::to_string(l.out) + " at " + std::to_string(l.size) + " b" +
-         std::to_string(l.images) + ".";
+         std::to_string(l.images) + (l.blocks > 1 ? " G" + std::to_string(l.blocks) : "") + ".";
 }
 
 void measure(const KernelSet& kernels, const Layer& l, double seconds) {
-  ConvShape direct{l.in, l.out, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1, l.in, std::vector<std::int32_t>(l.in)};
+  ConvShape direct{l.in, l.out, {3, 3}, {1, 1}, {1, 1}, {1, 1}, l.blocks, l.in / l.blocks,
+                   std::vector<std::int32_t>(l.in)};
   std::iota(direct.inputs.begin(), direct.inputs.end(), 0);
   std::mt19937 random(1);
   Framed input(l.images, l.in, l.size, l.size, 1, 0.0f), output(l.images, l.out, l.size, l.size, 1, 0.0f);
   input.fill(random);
-  const std::vector<float> weight(std::size_t{9} * l.out * l.in, 0.01f), ones(padded_channels(l.out), 1.0f);
+  const std::vector<float> weight(std::size_t{9} * l.out * l.in / l.blocks, 0.01f), ones(padded_channels(l.out), 1.0f);
   const float infinity = std::numeric_limits<float>::infinity();
   ConvEpilogue epilogue{};
   epilogue.kind = Epilogue::plain, epilogue.scale = ones.data(), epilogue.bias = ones.data(), epilogue.high = infinity;
@@ -50,7 +51,7 @@ void measure(const KernelSet& kernels, const Layer& l, double seconds) {
   candidates.push_back([&] {
     kernels.conv.run({&direct, direct_weights.data(), input.map(), output.map(), epilogue, 0, pixels, 0, vectors});
   });
-  const WinogradShape shapes[] = {{l.in, l.out, {1, 1}, 2}, {l.in, l.out, {1, 1}, 4}};
+  const WinogradShape shapes[] = {{l.in, l.out, {1, 1}, 2, l.blocks}, {l.in, l.out, {1, 1}, 4, l.blocks}};
   std::vector<std::unique_ptr<Aligned>> buffers;
   for (const WinogradShape& shape : shapes) {
     float* weights = buffers.emplace_back(std::make_unique<Aligned>(winograd_packed_size(shape), 0.0f))->data();
@@ -96,7 +97,9 @@ int main(int argc, char** argv) {
     for (const auto& [channels, size] :
          std::vector<std::pair<int, int>>{{16, 32},  {32, 16},  {64, 8},   {64, 32},  {64, 56},  {64, 112}, {128, 16},
                                           {128, 28}, {256, 8},  {256, 14}, {512, 4},  {512, 7},  {512, 14}}) {
-      layers.push_back({channels, channels, size, images});
+      for (int blocks : {1, 4, 8}) {
+        if (channels % (blocks * kLanes) == 0 || blocks == 1) layers.push_back({channels, channels, size, images, blocks});
+      }
     }
   }
   for (const Layer& layer : layers) {

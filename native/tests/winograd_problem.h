@@ -46,7 +46,10 @@ class Island {
 
 struct Sizes {
   int in, out, height, width;
-  int pad_height = 1, pad_width = 1, images = 1;
+  int pad_height = 1, pad_width = 1, images = 1, blocks = 1;
+
+  int inputs_per_block() const { return in / blocks; }
+  int first_input(int output) const { return output / (out / blocks) * inputs_per_block(); }
 };
 
 struct Problem {
@@ -55,26 +58,35 @@ struct Problem {
   int height, width, words;
   std::mt19937 random;
   Island input, residual;
-  std::vector<float> weight, scale, bias;
+  std::vector<float> weight, scale, bias, score_scale, score_bias, threshold;
+  std::vector<std::uint16_t> masks;
   ConvSums sums;
 
   explicit Problem(const Sizes& s, unsigned seed = 1)
-      : sizes(s), direct{s.in, s.out, {3, 3}, {1, 1}, {s.pad_height, s.pad_width}, {1, 1}, 1, s.in,
+      : sizes(s), direct{s.in, s.out, {3, 3}, {1, 1}, {s.pad_height, s.pad_width}, {1, 1}, s.blocks, s.in / s.blocks,
                          std::vector<std::int32_t>(s.in)},
         height(s.height + 2 * s.pad_height - 2), width(s.width + 2 * s.pad_width - 2),
         words(padded_channels(s.out) / kLanes), random(seed),
         input(s.images, s.in, s.height, s.width, std::max(s.pad_height, s.pad_width) + seed % 2, random),
-        residual(s.images, s.out, height, width, seed % 3, random), weight(std::size_t{9} * s.out * s.in),
-        scale(padded_channels(s.out)), bias(padded_channels(s.out)) {
+        residual(s.images, s.out, height, width, seed % 3, random), weight(std::size_t{9} * s.out * s.inputs_per_block()),
+        scale(padded_channels(s.out)), bias(scale), score_scale(scale), score_bias(scale), threshold(scale),
+        masks(std::size_t{1} * s.images * height * width * words) {
     std::iota(direct.inputs.begin(), direct.inputs.end(), 0);
     std::normal_distribution<float> normal;
     for (float& w : weight) w = normal(random);
-    for (int c = 0; c < s.out; ++c) scale[c] = normal(random), bias[c] = normal(random);
+    for (int c = 0; c < s.out; ++c) {
+      scale[c] = normal(random), bias[c] = normal(random);
+      score_scale[c] = normal(random), score_bias[c] = normal(random), threshold[c] = normal(random);
+    }
+    for (std::uint16_t& mask : masks) mask = static_cast<std::uint16_t>(random());
+    for (std::size_t word = words - 1; s.out % kLanes != 0 && word < masks.size(); word += words) {
+      masks[word] &= (1u << s.out % kLanes) - 1;
+    }
     sums = conv_reference(direct, weight.data(), input.map(), s.images, height, width);
   }
 
   WinogradShape shape(int tile) const {
-    return {sizes.in, sizes.out, {sizes.pad_height, sizes.pad_width}, tile};
+    return {sizes.in, sizes.out, {sizes.pad_height, sizes.pad_width}, tile, sizes.blocks};
   }
   std::int64_t tiles(int tile) const {
     return std::int64_t{sizes.images} * ((height + tile - 1) / tile) * ((width + tile - 1) / tile);
@@ -83,6 +95,18 @@ struct Problem {
     ConvEpilogue e{};
     e.kind = Epilogue::plain, e.scale = scale.data(), e.bias = bias.data(), e.low = -0.5f, e.high = 2.0f;
     e.residual = with_residual ? &residual.map() : nullptr;
+    return e;
+  }
+  // The same with decisions, by the score or as the masks have them.
+  ConvEpilogue gate(bool two_sided, std::vector<std::uint16_t>& decisions) const {
+    ConvEpilogue e = epilogue(two_sided);
+    e.kind = Epilogue::gate, e.score_scale = score_scale.data(), e.score_bias = score_bias.data();
+    e.threshold = threshold.data(), e.two_sided = two_sided, e.center = 0.75f, e.masks = decisions.data();
+    return e;
+  }
+  ConvEpilogue masked(bool with_residual) {
+    ConvEpilogue e = epilogue(with_residual);
+    e.kind = Epilogue::masked, e.masks = masks.data();
     return e;
   }
   // The sums themselves.
@@ -152,7 +176,8 @@ inline std::vector<double> magnitudes(Problem& p, int tile) {
   const Transforms transforms(tile);
   const int n = tile + 2;
   std::vector<Matrix> weights;
-  for (int i = 0; i < p.sizes.out * p.sizes.in; ++i) {
+  const int per_block = p.sizes.inputs_per_block();
+  for (int i = 0; i < p.sizes.out * per_block; ++i) {
     Matrix filter(3, std::vector<double>(3));
     for (int k = 0; k < 9; ++k) filter[k / 3][k % 3] = p.weight[9 * i + k];
     weights.push_back(sandwich(transforms.weight, filter, false));
@@ -173,9 +198,10 @@ inline std::vector<double> magnitudes(Problem& p, int tile) {
     }
     for (int o = 0; o < p.sizes.out; ++o) {
       Matrix products(n, std::vector<double>(n, 0.0));
-      for (int c = 0; c < p.sizes.in; ++c) {
+      for (int c = 0; c < per_block; ++c) {
+        const Matrix &weight = weights[o * per_block + c], &input = inputs[p.sizes.first_input(o) + c];
         for (int i = 0; i < n * n; ++i) {
-          products[i / n][i % n] += std::abs(weights[o * p.sizes.in + c][i / n][i % n]) * inputs[c][i / n][i % n];
+          products[i / n][i % n] += std::abs(weight[i / n][i % n]) * input[i / n][i % n];
         }
       }
       const Matrix sums = sandwich(transforms.output, products, true);
@@ -191,6 +217,6 @@ inline std::vector<double> magnitudes(Problem& p, int tile) {
 
 // Roundings between an input, or a weight, and a result: at most four in each of the four passes of transforms, one of
 // the weight, one of the product, and those of the sum.
-inline double roundings(const Problem& p) { return 4 * 4 + 1 + p.sizes.in + 1; }
+inline double roundings(const Problem& p) { return 4 * 4 + 1 + p.sizes.inputs_per_block() + 1; }
 
 }  // namespace headgate

@@ -43,6 +43,9 @@ void run(Isa isa, Problem& p, int tile, const ConvEpilogue& epilogue, const std:
   }
 }
 
+// That were not in doubt: closed, and open.
+std::int64_t decisions[2] = {};
+
 // What is wrong with the result of `part` alone, or nothing.
 std::string problem_with(Problem& p, int tile, const std::vector<double>& magnitude, const ConvEpilogue& e,
                          const Part& part, Output& output) {
@@ -63,12 +66,32 @@ std::string problem_with(Problem& p, int tile, const std::vector<double>& magnit
         continue;
       }
       ++written;
+      const std::int64_t word = pixel * p.words + c / kLanes;
+      const bool decided = e.kind == Epilogue::gate || e.kind == Epilogue::masked;
+      const bool open = decided && (e.masks[word] >> c % kLanes & 1) != 0;
       if (c >= p.sizes.out) {
-        if (!same_bits(out[c], 0.0f)) return wrong("padding", 0);
+        if (e.kind == Epilogue::gate && open) return wrong("padding's decision", 0);
+        if (!same_bits(out[c], e.kind == Epilogue::masked ? poison() : 0.0f)) return wrong("padding", 0);
+        continue;
+      }
+      if (e.kind == Epilogue::masked && !open) {
+        if (!poisoned(out[c])) return wrong("closed", 0);
         continue;
       }
       const std::int64_t at = pixel * p.sizes.out + c;
       const double sum = p.sums.sum[at], bound = 1.01 * kUnit * roundings(p) * magnitude[at];
+      if (e.kind == Epilogue::gate) {
+        const double n = sum * e.score_scale[c] + e.score_bias[c];
+        const double margin = (e.two_sided ? e.center - std::abs(n) : n) - e.threshold[c];
+        const double doubt = std::abs(e.score_scale[c]) * bound +
+                             4 * kUnit * (std::abs(sum * e.score_scale[c]) + std::abs(e.score_bias[c]) + e.center);
+        if (std::abs(margin) > doubt && open != (margin > 0)) return wrong("decision", margin);
+        decisions[open] += std::abs(margin) > doubt;
+      }
+      if (e.kind == Epilogue::raw || (e.kind == Epilogue::gate && open)) {
+        if (!(std::abs(out[c] - sum) <= bound)) return wrong("sum", sum);
+        continue;
+      }
       const double r = e.residual == nullptr ? 0.0 : pixel_at(*e.residual, image, y, x)[c];
       const double expected = std::clamp(sum * e.scale[c] + e.bias[c] + r, double{e.low}, double{e.high});
       const double tolerance = std::abs(e.scale[c]) * bound +
@@ -76,21 +99,27 @@ std::string problem_with(Problem& p, int tile, const std::vector<double>& magnit
       if (!(std::abs(out[c] - expected) <= tolerance)) return wrong("value", expected);
     }
   }
+  if (e.kind == Epilogue::masked) return "";  // what is closed is poison as the frame is
   for (std::int64_t i = 0; i < output.size(); ++i) written -= !poisoned(output.begin()[i]);
   return written == 0 ? "" : "the frame was touched";
 }
 
 int checked = 0;
 
-// Both tiles, with a residual or without, the whole and an odd part.
-void check(Problem p, const char* what) {
+// Both tiles, with a residual or without, or with all endings, the whole and an odd part.
+void check(Problem p, const char* what, bool endings = false) {
   for (int tile : {2, 4}) {
     const std::vector<double> magnitude = magnitudes(p, tile);
     for (Isa isa : isas()) {
       const std::int64_t n = p.tiles(tile);
       const Part whole{0, n, 0, p.words}, part{n / 3, n - n / 4, p.words / 2, p.words};
-      for (bool with_residual : {false, true}) {
-        const ConvEpilogue e = p.epilogue(with_residual);
+      std::vector<std::uint16_t> decided(p.masks.size());
+      std::vector<ConvEpilogue> epilogues = {p.epilogue(false), p.epilogue(true)};
+      if (endings) {
+        epilogues.insert(epilogues.end(), {p.gate(false, decided), p.gate(true, decided), p.masked(false), p.masked(true)});
+        epilogues.push_back(p.epilogue(false)), epilogues.back().kind = Epilogue::raw;
+      }
+      for (const ConvEpilogue& e : epilogues) {
         for (const Part& range : {whole, part}) {
           Output output = output_of(p);
           run(isa, p, tile, e, {range}, output);
@@ -129,6 +158,21 @@ TEST(paddings) {
   }
 }
 
+TEST(endings) {
+  check(Problem({5, 19, 7, 6}), "endings", true);
+  check(Problem({18, 64, 4, 9, 1, 1, 3}), "endings", true);
+}
+
+TEST(groups) {
+  for (int blocks : {2, 3, 4}) {
+    for (int inputs : {16, 32}) {
+      for (int outputs : {16, 32, 48}) {
+        check(Problem({blocks * inputs, blocks * outputs, 5, 6, 1, 1, 2, blocks}), "groups", outputs == 32);
+      }
+    }
+  }
+}
+
 // A padding beyond what the kernel reaches.
 TEST(wide_padding) { check(Problem({4, 17, 3, 5, 3, 4, 2}), "wide padding"); }
 
@@ -144,7 +188,7 @@ TEST(order_of_sums) {
   std::mt19937 random(11);
   for (int tile : {2, 4}) {
     for (const Sizes& sizes :
-         std::vector<Sizes>{{16, 64, 7, 17, 1, 1, 5}, {64, 80, 6, 9, 0, 2, 5}, {20, 16, 9, 9, 1, 1, 5}}) {
+         std::vector<Sizes>{{16, 64, 7, 17, 1, 1, 5}, {64, 80, 6, 9, 0, 2, 5}, {20, 16, 9, 9, 1, 1, 5}, {48, 144, 7, 9, 1, 1, 5, 3}}) {
       Problem p(sizes);
       const ConvEpilogue e = p.raw();
       Sizes one = sizes;
@@ -261,9 +305,10 @@ Op conv_of(const Shape& input) {
 }
 
 int tile_for(const Shape& input, const Shape& output, const Op& op) {
-  const auto shape = winograd_shape(plan_of(input, output), op);
+  const auto shape = winograd_shape(plan_of(input, output), op, op.groups);
   if (!shape) return 0;
   CHECK_EQ(shape->in_channels, input.channels);
+  CHECK_EQ(shape->blocks, op.groups.blocks);
   CHECK_EQ(shape->out_channels, output.channels);
   CHECK_EQ(shape->padding[0], op.window.padding[0]);
   CHECK_EQ(shape->padding[1], op.window.padding[1]);
@@ -298,18 +343,36 @@ TEST(which_operators) {
     change(other);
     CHECK_EQ(tile_for(input, output, other), 0);
   };
-  direct([](Op& o) { o.kind = OpKind::gated_conv; });
   direct([](Op& o) { o.int8 = InputRange{1.0f, 0}; });
   direct([](Op& o) { o.window.kernel = {5, 5}; });
   direct([](Op& o) { o.window.kernel = {3, 1}; });
   direct([](Op& o) { o.window.stride = {1, 2}; });
   direct([](Op& o) { o.window.dilation = {2, 1}; });
-  direct([](Op& o) { o.groups.blocks = 2, o.groups.per_block = 16; });
+  direct([](Op& o) { o.groups.blocks = 4, o.groups.per_block = 8; });
   direct([](Op& o) { o.groups.per_block = 31, o.groups.channels.pop_back(); });
   direct([](Op& o) { std::swap(o.groups.channels[3], o.groups.channels[4]); });
 }
 
+TEST(which_groups) {
+  const auto tile = [](int in, int out, int blocks, int size) {
+    const Shape input{in, size, size}, output{out, size, size};
+    Op op = conv_of(input);
+    op.groups.blocks = blocks, op.groups.per_block = in / blocks;
+    return tile_for(input, output, op);
+  };
+  CHECK_EQ(tile(32, 32, 2, 16), 4);
+  CHECK_EQ(tile(128, 128, 8, 16), 4);
+  CHECK_EQ(tile(512, 512, 8, 4), 2);
+  CHECK_EQ(tile(512, 512, 8, 3), 0);
+  CHECK_EQ(tile(32, 48, 2, 16), 0);   // 24 outputs to a block
+  CHECK_EQ(tile(48, 32, 2, 16), 0);   // 24 inputs
+  CHECK_EQ(tile(32, 16, 2, 16), 0);
+}
+
 TEST(enough_was_checked) {
+  std::printf("%lld decisions without doubt, %lld of them open\n", static_cast<long long>(decisions[0] + decisions[1]),
+              static_cast<long long>(decisions[1]));
+  CHECK(decisions[0] > 10'000 && decisions[1] > 10'000);
   std::printf("%d results checked\n", checked);
   CHECK(checked > 1000 * static_cast<int>(isas().size()));
 }

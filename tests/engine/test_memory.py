@@ -31,15 +31,17 @@ def bound(plan: Path, images: int) -> float:
     weights = max(tensor["data_offsets"][1] for tensor in header.values())
     sizes = [4 * math.prod(value["shape"]) for value in description["values"]]
     pairs = [sizes[op["inputs"][0]] + sizes[op["output"]] for op in description["ops"]]
-    more = sum(transformed(op, header, description["values"]) for op in description["ops"] if op["kind"] == "conv")
+    more = sum(transformed(op, header, description["values"]) for op in description["ops"] if "weight" in op)
     return weights + more + images * 2 * max(pairs) + REST
 
 
 def transformed(op: dict[str, Any], tensors: dict[str, Any], values: list[dict[str, Any]]) -> float:
     """The bytes that a convolution's weights grow by; at most, for the engine's rule leaves some layers out."""
     c_out, c_in, *kernel = tensors[op["weight"]]["shape"]
+    if op["kind"] == "gated_conv":  # its base path
+        c_in = tensors[op["base_inputs"]]["shape"][1]
     pixels = math.prod(values[op["output"]]["shape"][1:])
-    if kernel != [3, 3] or op["stride"] != [1, 1] or op["groups"] != 1 or (pixels < 64 and c_in * c_out > 256**2):
+    if kernel != [3, 3] or op["stride"] != [1, 1] or (pixels < 64 and c_in * c_out > 256**2):
         return 0
     tile = 36 if c_in * c_out <= 128**2 else 16
     return 4 * c_in * c_out * (tile - 9)

@@ -16,6 +16,8 @@ int elements(const WinogradShape& shape) { return (shape.tile + 2) * (shape.tile
 
 int vectors(int channels) { return padded_channels(channels) / kLanes; }
 
+int inputs_per_block(const WinogradShape& shape) { return shape.in_channels / shape.blocks; }
+
 // The transform of a line of three weights, [element][weight]: the values of their polynomial at the points, divided by
 // what the points contribute to interpolation.
 std::vector<double> line_transform(int tile) {
@@ -39,7 +41,7 @@ WinogradLayout winograd_layout(const WinogradShape& shape) {
   layout.tiles = kCached / (n * (inputs + kSumVectors) * kLanes);
   layout.tiles = std::clamp(layout.tiles, kFewestTiles, kMostTiles);
   layout.vector = layout.tiles * kLanes;
-  layout.weight_element = std::int64_t{shape.in_channels} * kLanes;
+  layout.weight_element = std::int64_t{inputs_per_block(shape)} * kLanes;
   layout.panel = n * layout.weight_element;
   layout.input_element = (inputs * layout.tiles | 1) * kLanes;
   layout.sum_element = (kSumVectors * layout.tiles | 1) * kLanes;
@@ -62,11 +64,11 @@ void winograd_pack(const WinogradShape& shape, const float* weight, float* packe
   double filter[9][kLanes], rows[3][kLanes];  // of kLanes outputs: [row][column], and the transform of one row of it
   for (int vector = 0; vector < vectors(shape.out_channels); ++vector) {
     const int outputs = std::min(kLanes, shape.out_channels - vector * kLanes);
-    for (int input = 0; input < shape.in_channels; ++input) {
+    for (int input = 0; input < inputs_per_block(shape); ++input) {
       float* to = packed + vector * layout.panel + input * std::int64_t{kLanes};
       std::fill_n(filter[0], 9 * kLanes, 0.0);
       for (int lane = 0; lane < outputs; ++lane) {
-        const float* from = weight + ((std::int64_t{vector} * kLanes + lane) * shape.in_channels + input) * 9;
+        const float* from = weight + ((std::int64_t{vector} * kLanes + lane) * inputs_per_block(shape) + input) * 9;
         for (int i = 0; i < 9; ++i) filter[i][lane] = from[i];
       }
       for (int y = 0; y < size; ++y) {

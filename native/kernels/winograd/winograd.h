@@ -1,4 +1,4 @@
-// Dense 3×3 convolution of stride 1 by Winograd's algorithm, with fewer multiplications than products:
+// 3×3 convolution of stride 1, dense or in groups, by Winograd's algorithm, with fewer multiplications than products:
 // docs/design/0004-winograd.md. What the kernels of every instruction set provide, and what they are told.
 #pragma once
 
@@ -14,6 +14,9 @@ struct WinogradShape {
   int in_channels, out_channels;
   int padding[2];  // height, width
   int tile;
+  // Output block j of so many equal ones reads input block j. Blocks of inputs and outputs, if there are several, are
+  // multiples of kLanes.
+  int blocks = 1;
 };
 
 // Tiles are numbered through the batch: (image · tile rows + row) · tile columns + column. Those at the map's right and
@@ -22,7 +25,7 @@ struct WinogradArgs {
   const WinogradShape* shape;
   const float* weights;   // as `winograd_pack` laid them out, 64-byte aligned
   Map input, output;      // the input's border is at least the padding
-  ConvEpilogue epilogue;  // plain
+  ConvEpilogue epilogue;
   std::int64_t begin, end;        // tiles
   int first_vector, last_vector;  // 16-channel vectors of output channels, in [0, padded_channels / 16)
   float* scratch;                 // of `winograd_scratch_size`, 64-byte aligned; need not be initialised
@@ -33,7 +36,7 @@ struct WinogradKernels {
 };
 
 // Sizes in floats of packed weights and of a run's scratch, and the packing, the same for every instruction set.
-// `weight` is torch's [out, in, 3, 3].
+// `weight` is torch's [out, in / blocks, 3, 3].
 std::int64_t winograd_packed_size(const WinogradShape& shape);
 void winograd_pack(const WinogradShape& shape, const float* weight, float* packed);
 std::int64_t winograd_scratch_size(const WinogradShape& shape);
