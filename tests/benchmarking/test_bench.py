@@ -11,23 +11,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from quick_bench import QUICK, bench, computing
 from torch import nn
 
-import headgate as hg
 from headgate import cli
 from headgate.benchmarking import Request
 from headgate.benchmarking import run as runs
 from headgate.benchmarking import work as works
-from headgate.benchmarking.libraries.library import Absent, Images, Library, Runner, Work
-from headgate.benchmarking.request import Dtype
+from headgate.benchmarking.libraries.library import Absent, Library, Runner, Work
 from headgate.cli.bench import Bench
 from headgate.errors import BenchmarkError, ConfigError
-from headgate.models import create
 
 SYNTHETIC = Request(
     models=("digits-cnn",),
@@ -38,30 +36,10 @@ SYNTHETIC = Request(
     threads=("one",),
     repeats=2,
 )
-QUICK = ["--batches", "1", "--threads", "one", "--repeats", "2"]
-
-
-def bench(request: Request, folder: Path) -> works.Bench:
-    return works.Bench(request, 1, folder)
 
 
 def with_against(request: Request, *against: str) -> Request:
     return Request.from_dict(request.to_dict() | {"against": against})
-
-
-def computing(name: str, change: Any) -> Library:
-    """A library that runs the network in torch and changes its output."""
-
-    def build(work: Work) -> Runner:
-        def run(images: Images) -> Images:
-            with torch.no_grad():
-                output: Images = change(work.module(torch.from_numpy(images)).numpy())
-                return output
-
-        return run
-
-    dtypes = get_args(Dtype)
-    return Library(name=name, title=name, packages=(), build=build, dense=dtypes, pruned=dtypes)
 
 
 def test_everything_in_one_child(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,17 +60,6 @@ def test_everything_in_one_child(tmp_path: Path, capsys: pytest.CaptureFixture[s
     request = Request.from_dict(stored["request"])
     assert stored["command"] == request.command()
     assert not list(tmp_path.glob("*.part"))
-
-
-def test_a_plan_is_timed_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = tmp_path / "m.hgplan"
-    hg.export(create("digits-cnn").eval(), plan, example_input=torch.zeros(1, 1, 8, 8))
-    np.save(tmp_path / "x.npy", np.zeros((3, 1, 8, 8), np.float32))
-    assert cli.main(["bench", str(plan), "--data", str(tmp_path / "x.npy"), *QUICK]) == 0
-    assert "a plan holds no dense weights" in " ".join(capsys.readouterr().out.split())
-    np.save(tmp_path / "x.npy", np.zeros((3, 1, 8, 9), np.float32))
-    assert cli.main(["bench", str(plan), "--data", str(tmp_path / "x.npy"), *QUICK]) == 1
-    assert "data must hold images of (1, 8, 8)" in capsys.readouterr().err
 
 
 def test_trained_networks_decide_on_real_images(tmp_path: Path, cifar10: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,17 +132,6 @@ def test_precisions_are_compared_with_the_same(tmp_path: Path, monkeypatch: pyte
         assert best is not None
         assert whole.dense_ms == best.ms.median
     assert setting.best("bfloat16") is None
-
-
-def test_a_plan_says_what_it_computes_in(tmp_path: Path) -> None:
-    x = torch.rand(4, 1, 8, 8)
-    ranges: dict[str, Any] = {"precision": "int8", "calibration": x}
-    for dtype, options in (("float32", {}), ("int8", ranges)):
-        plan = tmp_path / f"{dtype}.hgplan"
-        hg.export(create("digits-cnn").eval(), plan, example_input=x, **options)
-        request = Request(models=(str(plan),), batches=(1,), threads=("one",), repeats=2)
-        (timed,) = bench(request, tmp_path).findings().settings[0].timed
-        assert timed.dtype == dtype
 
 
 def test_a_library_that_takes_the_process_down_is_absent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -269,8 +225,11 @@ def test_held_to_an_instruction_set() -> None:
         (["digits-cnn", "--density", "0.1", "--mask", "iid", "--data", "x"], "drop data and dense"),
         (["digits-cnn", "resnet20", "--density", "0.1", "--mask", "iid"], "one architecture is timed, got 2"),
         (["digits-cnn", "--density", "0.1", "--mask", "iid", "--groups", "999"], "groups must not exceed"),
-        (["a.hgplan", "b.hgplan"], "a plan is timed by itself, got 2"),
-        (["a.hgplan", "--dense", "resnet20-cifar10-dense"], "it holds no dense weights"),
+        (["a.hgplan", "b.hgplan"], "one plan is timed at a time, got 2"),
+        (
+            ["a.hgplan", "--dense", "resnet20-cifar10-dense"],
+            "with its own gates held open, got dense=",
+        ),
         (["a.hgplan"], "a.hgplan"),
         (["resnet20-cifar10-dense"], "data must be given"),
         (["resnet20-cifar10-dense", "--image", "3", "32", "32"], "image is for the synthetic mode"),

@@ -17,6 +17,7 @@ __all__ = ["draw", "write_picture"]
 
 BARS: Final = 5.4  # inches, a panel's width
 LAYERS: Final = 3.2
+LEAST: Final = 11.5  # of the whole picture: what its head takes
 ROW: Final = 0.2
 KINDS: Final = {
     "library, dense": (PALETTE["muted"], ""),
@@ -42,7 +43,7 @@ def draw(record: Record) -> Figure:
     """The figure: above a panel for each setting, below one for each gated network at the first setting."""
     settings = record.settings
     tables = [table for table in settings[0].layers if any(layer.measured is not None for layer in table.gated)]
-    width = max(BARS * len(settings), LAYERS * len(tables), 9.0)
+    width = max(BARS * len(settings), LAYERS * len(tables), LEAST)
     bars = ROW * max(len(setting.timed) for setting in settings) + 0.9
     layers = ROW * max((len(table.gated) for table in tables), default=0) + 0.9
     legend = 1.1

@@ -42,8 +42,8 @@ class Request:
         models: run folders, checkpoints or pretrained names, of one architecture; or one plan file; or, with
             `densities`, one architecture.
         data: of trained models: a folder or Hub name of images, or an .npy file of prepared ones, float32
-            (n, c, h, w). None: what the run was trained on; white noise for a plan.
-        dense: the trained dense counterpart. None: the first model with its gates held open.
+            (n, c, h, w); of a plan, such a file. None: what the run was trained on; white noise for a plan.
+        dense: the trained dense counterpart. None: the first model, or the plan, with its gates held open.
         densities, masks: synthetic mode: every gated layer at each density with each kind of mask; see `synthetic`.
         groups: G of the synthetic mode.
         image: (channels, height, width) of the synthetic mode. None: what the architecture was designed for.
@@ -117,13 +117,15 @@ class Request:
             return
         _require(self.image is None, "image is for the synthetic mode: a trained model or a plan knows its own")
         if self.kind == "plan":
-            _require(len(self.models) == 1, f"a plan is timed by itself, got {len(self.models)} models")
+            _require(len(self.models) == 1, f"one plan is timed at a time, got {len(self.models)} models")
             _require(
                 self.precisions == ("float32",),
                 f"a plan has its own precision, got precision={_words(self.precisions)}; export another plan",
             )
             _require(
-                self.dense is None, "a plan is timed by itself: it holds no dense weights; name the model with dense"
+                self.dense is None,
+                f"a plan is compared with its own gates held open, got dense={self.dense}; drop dense, or name the run "
+                "that the plan was exported from",
             )
 
     @property
@@ -135,11 +137,15 @@ class Request:
 
     def wants(self, rival: str) -> bool:
         """Whether a rival, or a family of them, is asked for."""
-        return self.kind != "plan" and ("all" in self.against or rival in self.against)
+        return "all" in self.against or rival in self.against
 
-    def wants_dense(self, library: str, dtype: Dtype) -> bool:
-        """Whether a library is to run the dense network in a dtype: like the engine, or because it may be faster."""
-        return (dtype in ("float32", *self.precisions) and self.wants(library)) or (
+    def wants_dense(self, library: str, dtype: Dtype, *, engine: tuple[Dtype, ...]) -> bool:
+        """Whether a library is to run the dense network in a dtype: as the engine does, or because it may be faster.
+
+        Args:
+            engine: what the engine runs it in.
+        """
+        return (dtype in ("float32", *engine) and self.wants(library)) or (
             dtype in NARROW and self.wants(NARROW[dtype])
         )
 

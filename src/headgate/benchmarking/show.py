@@ -72,19 +72,21 @@ def show(record: Record, console: Console) -> None:
         clustered = "" if network.after_open is None else f", {network.after_open:.3f} right of an open one"
         density = f"density {min(shares):.3f} to {max(shares):.3f} by layer{clustered}; " if shares else ""
         console.print(f"{network.title}: {density}{network.images}", markup=False)
+    if Request.from_dict(record.request).kind == "plan":
+        console.print(_about_plan(record), markup=False)
     if all(timed.ours for setting in record.settings for timed in setting.timed):
-        console.print(_alone(record), markup=False)
+        console.print("no library was timed")
     for name, reason in record.absent.items():
         console.print(f"[yellow]absent:[/] {escape(name)}: {escape(reason)}", soft_wrap=True)
 
 
-def _alone(record: Record) -> str:
-    if record.request["models"][0].endswith(".hgplan"):
-        return (
-            "a plan holds no dense weights, so there is nothing to compare it with; to time libraries beside it, "
-            "name the model that it was exported from"
-        )
-    return "no library was timed"
+def _about_plan(record: Record) -> str:
+    name = record.findings[0].network
+    said = f"dense: {name} with its gates held open, rebuilt from the file"
+    own = next(timed.dtype for timed in record.settings[0].timed if timed.ours)
+    if own != "float32":
+        said += f"; {name} computes in {own}, and so do rivals that say so, the others in float32"
+    return said
 
 
 def _times(setting: Setting, what: str) -> Table:

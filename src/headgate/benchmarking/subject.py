@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import safetensors
 import torch
 from torch import Tensor, nn
 
-from headgate.benchmarking.images import TRAINED_IMAGES, Shape, pink_noise, real_images, stored_images, white_noise
+from headgate.benchmarking.from_plan import has_gates, plan_macs, plan_network, plan_subject
+from headgate.benchmarking.images import (
+    NOISE_IMAGES,
+    TRAINED_IMAGES,
+    Shape,
+    calibration_images,
+    pink_noise,
+    real_images,
+    white_noise,
+)
 from headgate.benchmarking.libraries.library import Images
+from headgate.benchmarking.network import Network, Planned, Subject
 from headgate.benchmarking.plain import plain
 from headgate.benchmarking.record import Gated, NetworkKind, titled
 from headgate.benchmarking.request import Dtype, Mask, Request
@@ -25,20 +32,16 @@ from headgate.benchmarking.synthetic import Decisions, observe_decisions, settle
 from headgate.benchmarking.thinner import narrowest, thinner
 from headgate.convert import gate_
 from headgate.engine import Engine
-from headgate.errors import BenchmarkError, ConfigError, ModelError
+from headgate.errors import BenchmarkError, ModelError
 from headgate.exporting import export
-from headgate.exporting.plan import KEY
+from headgate.exporting.static import grouped
 from headgate.models import Architecture
 from headgate.nn import GateConfig, gated_layers
 from headgate.nn.config import Granularity
 from headgate.train.finished import find_model
 
-__all__ = ["Network", "Planned", "Subject", "gated_networks", "make_subject", "pruned_networks"]
+__all__ = ["gated_networks", "make_subject", "pruned_networks"]
 
-SYNTHETIC_IMAGES: Final = 8
-"""At least so many, that thresholds are not fitted to one image."""
-CALIBRATION_IMAGES: Final = 64
-"""Of those that are timed, at most so many, for the ranges of 8-bit integers: nothing but time is measured."""
 DENSITY_TOLERANCE: Final = {"trained": 0.005, "synthetic": 0.03}
 """Between torch's and the engine's share of open decisions of a layer on the same images; a share, absolute. An
 untrained gated network is chaotic: one decision that rounding flips flips others behind it, so that from some depth on
@@ -54,84 +57,18 @@ NOISE: Final = {
 }
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Planned:
-    """A network as the engine runs it.
-
-    Attributes:
-        dtype: that it computes in.
-        path: of the plan file.
-        macs: of one image; of a gated network the executed ones, on average.
-        about: of a gated network.
-    """
-
-    dtype: Dtype
-    path: Path
-    macs: int
-    about: Gated | None = None
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Network:
-    """A network that is timed.
-
-    Attributes:
-        name: for people.
-        kind: what it is.
-        module: plain layers for libraries; None where only the engine runs it.
-        images: (n, c, h, w) that it runs on.
-        plans: for the engine, one for each precision that is asked for.
-    """
-
-    name: str
-    kind: NetworkKind
-    module: nn.Module | None
-    images: Images
-    plans: tuple[Planned, ...]
-
-    @property
-    def macs(self) -> int:
-        """See `Planned.macs`; of the first plan, as rounding tips some decisions."""
-        return self.plans[0].macs
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Subject:
-    """What is timed, before it is gated or pruned.
-
-    Attributes:
-        name: of the network.
-        images: what networks without gates run on.
-        dense: None where there is only a plan.
-        folder: for plan files.
-        precisions: that plans are exported in.
-    """
-
-    name: str
-    images: Images
-    dense: Network | None
-    folder: Path
-    precisions: tuple[Dtype, ...]
-
-
 def make_subject(request: Request, folder: Path) -> Subject:
     """The dense network, and the images.
 
     Raises: HeadgateError: see `find_model`, `Architecture.build`, `real_images`, `export`, `Engine`.
     """
-    count = max(*request.batches, SYNTHETIC_IMAGES)
     if request.kind == "plan":
-        shape = Engine(request.models[0]).input_shape
-        images = white_noise(count, shape, request.seed).numpy()
-        if request.data is not None:
-            images = _of_shape(stored_images(request.data, max(request.batches)), shape)
-        name = Path(request.models[0]).name
-        return Subject(name=name, images=images, dense=None, folder=folder, precisions=request.precisions)
+        return plan_subject(request, folder)
     if request.kind == "synthetic":
         torch.manual_seed(request.seed)
         architecture = Architecture(name=request.models[0])
         shape = request.image or architecture.input_shape()
-        x = white_noise(count, shape, request.seed)
+        x = white_noise(max(*request.batches, NOISE_IMAGES), shape, request.seed)
         model = architecture.build()
         settle_(model, x)
         name = request.models[0]
@@ -149,10 +86,10 @@ def gated_networks(request: Request, subject: Subject) -> Iterator[Network]:
 
     Raises: BenchmarkError: the engine decides otherwise than torch. HeadgateError: as `make_subject`.
     """
-    if request.kind == "plan":
-        path = Path(request.models[0])
-        planned = Planned(dtype=dtype_of(path), path=path, macs=0)
-        yield _gated_network(request, subject.name, [planned], subject.images, _origin(request), {})
+    if subject.plan is not None:
+        if has_gates(subject.plan):
+            planned = Planned(dtype=subject.precisions[0], path=Path(request.models[0]), macs=0)
+            yield _gated_network(request, subject.name, [planned], subject.images, _origin(request), {})
         return
     for position, (name, model, x, origin) in enumerate(_gated_models(request, subject)):
         plans = _plans(f"gated-{position}", model, x, subject.folder, subject.precisions)
@@ -167,7 +104,6 @@ def _gated_models(request: Request, subject: Subject) -> Iterator[tuple[str, nn.
             if gated_layers(model):
                 yield name, model, torch.from_numpy(subject.images), _origin(request)
         return
-    assert subject.dense is not None
     assert subject.dense.module is not None
     shape: Shape = subject.images.shape[1:]
     for mask in request.masks:
@@ -185,7 +121,11 @@ def _gated_models(request: Request, subject: Subject) -> Iterator[tuple[str, nn.
 
 
 def _origin(request: Request) -> str:
-    return request.data or ("white noise" if request.kind == "plan" else "test images that the run was trained for")
+    return request.data or (
+        "white noise, so masks are those of noise; --data images.npy takes yours"
+        if request.kind == "plan"
+        else "test images that the run was trained for"
+    )
 
 
 def _gated_network(
@@ -235,28 +175,53 @@ def _check_decisions(
 # --------------------------------------------------------------------------------------------------- static pruning
 
 
-def pruned_networks(request: Request, subject: Subject, targets: list[int]) -> Iterator[Network]:
+def pruned_networks(
+    request: Request, subject: Subject, targets: list[int], absent: dict[str, str]
+) -> Iterator[Network]:
     """The dense network pruned statically to about so many MACs per image: grouped, and thinner; each once.
 
-    Raises: ModelError: it cannot be made thinner.
+    Args:
+        absent: takes the reasons of what is asked for and cannot be made.
     """
-    dense = subject.dense
-    if dense is None or dense.module is None:
-        return
-    x = torch.from_numpy(subject.images)
-    if request.wants("grouped"):
-        sizes = _grouped_macs(dense.module, x, subject.folder)
-        for groups in sorted({_nearest(sizes, target) for target in targets}):
-            yield _grouped(dense.module, groups, x, subject)
-    if request.wants("thinner"):
-        known: dict[int, Network] = {}
-        for target in targets:
-            for channels in _widths_around(dense, target):
-                if channels not in known:
-                    known[channels] = _thinner(dense.module, channels, x, subject)
-        sizes = {channels: network.macs for channels, network in known.items()}
-        chosen = {_nearest(sizes, target) for target in targets}
-        yield from (known[channels] for channels in sorted(chosen))
+    for family, networks in (("grouped", _all_grouped), ("thinner", _all_thinner)):
+        if request.wants(family) and not targets:
+            absent[family] = "no gated network is timed, whose MACs it would have"
+        elif request.wants(family):
+            try:
+                yield from networks(subject, targets)
+            except ModelError as error:
+                absent[family] = str(error)
+
+
+def _all_grouped(subject: Subject, targets: list[int]) -> Iterator[Network]:
+    plan, model, x = subject.plan, subject.dense.module, torch.from_numpy(subject.images)
+    assert model is not None
+    if plan is None:
+        sizes = _grouped_macs(model, x, subject.folder)
+    else:
+        sizes = {groups: plan_macs(grouped(plan, groups)) for groups in STATIC_GROUPS}
+    for groups in sorted({_nearest(sizes, target) for target in targets}):
+        name = f"grouped, G = {groups}"
+        if plan is None:
+            yield _grouped(model, groups, name, x, subject)
+        else:
+            yield plan_network(
+                grouped(plan, groups), name, "pruned", subject.precisions[0], subject.images, subject.folder
+            )
+
+
+def _all_thinner(subject: Subject, targets: list[int]) -> Iterator[Network]:
+    """Raises: ModelError: it cannot be made thinner."""
+    dense, x = subject.dense, torch.from_numpy(subject.images)
+    assert dense.module is not None
+    known: dict[int, Network] = {}
+    for target in targets:
+        for channels in _widths_around(dense, target):
+            if channels not in known:
+                known[channels] = _thinner(dense.module, channels, x, subject)
+    sizes = {channels: network.macs for channels, network in known.items()}
+    chosen = {_nearest(sizes, target) for target in targets}
+    yield from (known[channels] for channels in sorted(chosen))
 
 
 def _nearest(sizes: dict[int, int], target: int) -> int:
@@ -283,11 +248,10 @@ def _closed(model: nn.Module, groups: int, x: Tensor) -> nn.Module:
     return closed
 
 
-def _grouped(model: nn.Module, groups: int, x: Tensor, subject: Subject) -> Network:
+def _grouped(model: nn.Module, groups: int, name: str, x: Tensor, subject: Subject) -> Network:
     """Gates held closed, for the engine; the same function in grouped convolutions and shuffles, for libraries."""
     closed = _closed(model, groups, x)
     settle_(closed, x)
-    name = f"grouped, G = {groups}"
     plans = _plans(name, closed, x, subject.folder, subject.precisions)
     return Network(name=name, kind="pruned", module=plain(closed, "closed"), images=x.numpy(), plans=plans)
 
@@ -311,20 +275,6 @@ def _thinner(model: nn.Module, channels: int, x: Tensor, subject: Subject) -> Ne
 # ------------------------------------------------------------------------------------------------------------ plans
 
 
-def dtype_of(plan: Path) -> Dtype:
-    """What a plan file that an engine has read computes in: the narrowest of its convolutions."""
-    with safetensors.safe_open(plan, "numpy") as file:
-        operators = json.loads(file.metadata()[KEY])["ops"]
-    if any("input_scale" in operator for operator in operators):
-        return "int8"
-    return "bfloat16" if any(operator.get("precision") == "bfloat16" for operator in operators) else "float32"
-
-
-def calibration_images(images: Images) -> Images:
-    """What ranges of 8-bit integers are taken from."""
-    return images[:CALIBRATION_IMAGES]
-
-
 def _plain_network(
     name: str, kind: NetworkKind, model: nn.Module, x: Tensor, folder: Path, precisions: tuple[Dtype, ...]
 ) -> Network:
@@ -343,9 +293,3 @@ def _plans(name: str, model: nn.Module, x: Tensor, folder: Path, precisions: tup
         report = export(model, path, example_input=x[:1], **options)
         plans.append(Planned(dtype=precision, path=path, macs=report.macs))
     return tuple(plans)
-
-
-def _of_shape(images: Images, shape: Shape) -> Images:
-    if images.shape[1:] != shape:
-        raise ConfigError(f"data must hold images of {shape}, as the plan, got {images.shape[1:]}")
-    return np.ascontiguousarray(images)

@@ -10,17 +10,13 @@ from typing import Final, NamedTuple, get_args
 import numpy as np
 import torch
 
+from headgate.benchmarking.images import calibration_images
 from headgate.benchmarking.libraries.library import Absent, Images, Library, Runner, Work
 from headgate.benchmarking.libraries.registry import LIBRARIES
+from headgate.benchmarking.network import Network
 from headgate.benchmarking.record import Call, Findings, Layer, LayerTable, Setting, Spread, Timed, titled
 from headgate.benchmarking.request import Dtype, Request
-from headgate.benchmarking.subject import (
-    Network,
-    calibration_images,
-    gated_networks,
-    make_subject,
-    pruned_networks,
-)
+from headgate.benchmarking.subject import gated_networks, make_subject, pruned_networks
 from headgate.benchmarking.timing import interleaved, repeated
 from headgate.engine import Engine, LayerStats
 from headgate.errors import BenchmarkError
@@ -109,10 +105,9 @@ class Bench:
         subject = make_subject(self.request, self.folder)
         gated = list(gated_networks(self.request, subject))
         targets = sorted({network.macs for network in gated})
-        dense = [subject.dense] if subject.dense is not None else []
-        networks = [*dense, *pruned_networks(self.request, subject, targets), *gated]
+        networks = [subject.dense, *pruned_networks(self.request, subject, targets, self.absent), *gated]
         settings = tuple(self._setting(batch, networks) for batch in self.request.batches)
-        biggest = max((plan.path for network in (*dense, *gated) for plan in network.plans), key=_size)
+        biggest = max((plan.path for network in (subject.dense, *gated) for plan in network.plans), key=_size)
         channels, height, width = subject.images.shape[1:]
         return Findings(
             network=subject.name,
@@ -174,13 +169,12 @@ class Bench:
 
     def _libraries(self, network: Network) -> list[tuple[Library, Dtype]]:
         """What is to run a network, and in which dtype."""
-        request = self.request
+        request, ours = self.request, tuple(plan.dtype for plan in network.plans)
         if network.kind == "dense":
-            return [
-                (x, d) for d in get_args(Dtype) for x in LIBRARIES if d in x.dense and request.wants_dense(x.name, d)
-            ]
+            asked = ((x, d) for d in get_args(Dtype) for x in LIBRARIES if d in x.dense)
+            return [(x, d) for x, d in asked if request.wants_dense(x.name, d, engine=ours)]
         if network.kind == "pruned":
-            return [(x, d) for d in request.precisions for x in LIBRARIES if d in x.pruned and request.wants(x.name)]
+            return [(x, d) for d in ours for x in LIBRARIES if d in x.pruned and request.wants(x.name)]
         return []
 
     def _library(self, library: Library, network: Network, dtype: Dtype, batch: int) -> Iterator[Candidate]:

@@ -15,15 +15,16 @@ class Bench:
     """Time a network in the native engine, in other inference libraries, and pruned statically; docs/benchmark.md.
 
     A trained model decides on real images. An architecture, with --density and --mask, is timed with synthetic weights
-    and images. A plan file is timed alone.
+    and images. A plan file is compared with the dense network that it was gated from, rebuilt from the file.
 
     Attributes:
         models: run folders, checkpoints or pretrained names, of one architecture; or an architecture; or a plan file.
         against: all, or any of torch, torch-channels-last, torch-compile, onnxruntime, openvino, ncnn, bf16 and int8
             (the dense network in that dtype), grouped and thinner (the network pruned statically to the same MACs).
             None: nothing.
-        data: folder or Hub name of a trained model's images, or an .npy file of prepared ones.
-        dense: the trained dense counterpart. Default: the first model with its gates held open.
+        data: folder or Hub name of a trained model's images, or an .npy file of prepared ones; of a plan, such a file.
+            Default: those that the run was trained on; white noise for a plan.
+        dense: the trained dense counterpart. Default: the first model with its gates held open; a plan has no other.
         density: synthetic: share of open decisions of every gated layer.
         mask: synthetic: independent decisions, clustered ones, or one for each pixel and output group.
         groups: synthetic: G.

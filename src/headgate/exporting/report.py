@@ -131,18 +131,23 @@ def report(plan: Plan, *, model: str, path: str, size: int) -> ExportReport:
     )
 
 
+def macs_of(operator: Operator, plan: Plan) -> int:
+    """Multiply-accumulates of one image, with every gate open."""
+    if not isinstance(operator, (Conv, GatedConv)):
+        return 0
+    _, height, width = plan.values[operator.output]
+    return height * width * operator.weight.numel()
+
+
 def _operator(operator: Operator, plan: Plan) -> OperatorReport:
     out_shape = plan.values[operator.output]
-    pixels = out_shape[1] * out_shape[2]
     tensors = [value for value in vars(operator).values() if isinstance(value, Tensor)]
-    macs = base_macs = 0
+    macs = base_macs = macs_of(operator, plan)
     gate = ""
     if isinstance(operator, Conv):
-        macs = base_macs = pixels * operator.weight.numel()
         gate = "dense"
     elif isinstance(operator, GatedConv):
         base, inputs = operator.base_inputs.shape[1], operator.weight.shape[1]
-        macs = pixels * operator.weight.numel()
         base_macs = macs * base // inputs
         gate = f"{operator.granularity} G={inputs // base}"
     return OperatorReport(
