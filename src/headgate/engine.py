@@ -61,7 +61,7 @@ class Engine:
         path: what `headgate.export` wrote.
         threads: of one call; None: as many as this process may use cores.
         paths: how gated convolutions complete their open outputs: "sparse", one by one, with work in proportion to
-            their number; "masked", by a dense convolution of the pixels that have any; "tuned", as `tune` found for
+            their number; "masked", by a dense convolution of which what is open is kept; "tuned", as `tune` found for
             this plan, CPU, instruction set and number of threads, and sparse where it never ran. Or one of the first
             two for each layer named in a mapping, others as tuned.
     Raises:

@@ -17,7 +17,7 @@ from headgate.machine import cpu_identity
 __all__ = ["Circumstances", "ConditionalPath", "PathChoice", "recall", "remember"]
 
 ConditionalPath = Literal["sparse", "masked"]
-"""How a gated convolution completes its open outputs: one by one; or by a dense convolution, of the pixels with any."""
+"""How a gated convolution completes its open outputs: one by one; or by a dense convolution, of which they are kept."""
 PATHS: Final = get_args(ConditionalPath)
 VERSION: Final = 2
 _LOG = logging.getLogger(__name__)

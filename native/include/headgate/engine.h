@@ -27,7 +27,7 @@ struct MapShape {
 };
 
 // How a gated convolution completes its open outputs: one by one, with work in proportion to their number, or by a dense
-// convolution of the pixels that have any, of which it keeps what is open.
+// convolution, of which it keeps what is open.
 enum class Path { sparse, masked };
 
 // What a gated convolution took for a batch, by either path, and which one it takes from now on.
