@@ -106,6 +106,7 @@ PROTOCOLS = {
             "activation4-noteacher": gated("activation", 4, 3, distil=False),
             "activation4-scratch": gated("activation", 4, 3, scratch=True),
             "group4": gated("group", 4, 2.5),
+            "group4-scratch": gated("group", 4, 2.5, scratch=True),
             "group8": gated("group", 8, 2.5),
             "static4": static(4),
             "static2": static(2),
