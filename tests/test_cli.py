@@ -66,7 +66,8 @@ def test_export_in_8_bits(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "int8" in capsys.readouterr().out
     assert cli.main([*arguments, "--calibration", "64", "--explain"]) == 0
     table = capsys.readouterr().out
-    assert "masked dense" in table and "sparse" in table
+    assert "masked dense" in table
+    assert "sparse" in table
     assert cli.main([*arguments, "--calibration", "0"]) == 1
     assert "calibration must be" in capsys.readouterr().err
 

@@ -161,6 +161,8 @@ class Bench:
         for network in networks:
             for plan in network.plans:
                 engine = Engine(plan.path, threads=self.threads, paths="sparse")
+                if network.kind == "gated":  # at its best, as the libraries are
+                    engine.tune(network.images[:batch], keep=False)
                 if network.module is not None:
                     images = network.images[:batch]
                     title = titled(f"headgate: {network.name}", plan.dtype)
