@@ -106,7 +106,7 @@ class WinogradStep : public Step {
       : kernels_(kernels.winograd),
         op_(op),
         shape_(shape),
-        weights_(weights.winograd(shape_, conv_shape(plan, op, op.groups), op.weight.data)),
+        weights_(weights.winograd(kernels_, shape_, op.weight.data)),
         ending_(plan, op_, kernels) {}
 
   Needs needs(const Layout&, std::int64_t /*images*/) const override {

@@ -39,7 +39,7 @@ class GatedConvStep : public GatedStep {
         channels_(shape_.out_channels),
         padded_(padded_channels(channels_)),
         pixels_(std::int64_t{plan.values[op.output].height} * plan.values[op.output].width),
-        base_weights_(base_winograd_ ? weights.winograd_base(*base_winograd_, shape_, op.weight.data)
+        base_weights_(base_winograd_ ? weights.winograd_base(kernels.winograd, *base_winograd_, op.weight.data)
                                      : weights.base(kernels.conv, shape_, op.weight.data)),
         score_scale_(per_channel(gating_.score_scale, channels_)),
         score_bias_(per_channel(gating_.score_bias, channels_)),
@@ -75,7 +75,7 @@ class GatedConvStep : public GatedStep {
 
   Completion completion(Path path) const override {
     if (path == Path::masked) {
-      return {path, dense_winograd_ ? weights_.winograd(*dense_winograd_, dense_shape_, op_.weight.data)
+      return {path, dense_winograd_ ? weights_.winograd(kernels_.winograd, *dense_winograd_, op_.weight.data)
                                     : weights_.conv(kernels_.conv, dense_shape_, op_.weight.data)};
     }
     return {path, weights_.conditional(conditional_, shape_, gating_.decisions, op_.weight.data)};

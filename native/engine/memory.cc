@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "engine/winograd.h"
+#include "kernels/winograd/layout.h"
 #include "kernels/map.h"
 
 namespace headgate {
@@ -52,7 +53,7 @@ double packed_bytes(const Plan& plan) {
     const double taps = double{1} * op.window.kernel[0] * op.window.kernel[1];
     const InputLists& base = op.gating ? op.gating->base : op.groups;
     if (const auto shape = winograd_shape(plan, op, base)) {
-      floats += static_cast<double>(winograd_packed_size(*shape));
+      floats += static_cast<double>(winograd_packed_size<kLanes>(*shape));
     } else {
       // As much again for the lists of what each lane of the weights reads.
       floats += 2 * outputs * base.per_block * taps;

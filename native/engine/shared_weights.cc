@@ -62,15 +62,16 @@ PackedWeights SharedWeights::base(const ConvKernels& kernels, const ConvShape& s
                       [&](float* packed) { kernels.pack(shape, listed(shape, weight).data(), packed); });
 }
 
-PackedWeights SharedWeights::winograd(const WinogradShape& shape, const ConvShape& direct, const float* weight) {
-  const Key key = key_of(kWinograd, nullptr, direct, shape.tile, weight);
-  return find_or_pack(key, winograd_packed_size(shape), [&](float* packed) { winograd_pack(shape, weight, packed); });
+PackedWeights SharedWeights::winograd(const WinogradKernels& kernels, const WinogradShape& shape, const float* weight) {
+  const Key key = key_of(kWinograd, reinterpret_cast<const void*>(kernels.pack), shape.conv, shape.tile, weight);
+  return find_or_pack(key, kernels.packed_size(shape), [&](float* packed) { kernels.pack(shape, weight, packed); });
 }
 
-PackedWeights SharedWeights::winograd_base(const WinogradShape& shape, const ConvShape& direct, const float* weight) {
-  const Key key = key_of(kWinogradBase, nullptr, direct, shape.tile, weight);
-  return find_or_pack(key, winograd_packed_size(shape),
-                      [&](float* packed) { winograd_pack(shape, listed(direct, weight).data(), packed); });
+PackedWeights SharedWeights::winograd_base(const WinogradKernels& kernels, const WinogradShape& shape,
+                                           const float* weight) {
+  const Key key = key_of(kWinogradBase, reinterpret_cast<const void*>(kernels.pack), shape.conv, shape.tile, weight);
+  return find_or_pack(key, kernels.packed_size(shape),
+                      [&](float* packed) { kernels.pack(shape, listed(shape.conv, weight).data(), packed); });
 }
 
 PackedWeights SharedWeights::conditional(const ConditionalKernels& kernels, const ConvShape& shape, int decisions,

@@ -28,13 +28,13 @@ class SharedWeights {
   // `weight` is torch's [out, inputs_per_block, kh, kw].
   PackedWeights conv(const ConvKernels& kernels, const ConvShape& shape, const float* weight);
 
-  // The same by Winograd's algorithm; `direct` is the convolution.
-  PackedWeights winograd(const WinogradShape& shape, const ConvShape& direct, const float* weight);
+  // The same by Winograd's algorithm.
+  PackedWeights winograd(const WinogradKernels& kernels, const WinogradShape& shape, const float* weight);
 
   // A gated convolution's base path, direct or by Winograd's algorithm, and its conditional path; `weight` is torch's full
   // [out, in, kh, kw].
   PackedWeights base(const ConvKernels& kernels, const ConvShape& shape, const float* weight);
-  PackedWeights winograd_base(const WinogradShape& shape, const ConvShape& direct, const float* weight);
+  PackedWeights winograd_base(const WinogradKernels& kernels, const WinogradShape& shape, const float* weight);
   PackedWeights conditional(const ConditionalKernels& kernels, const ConvShape& shape, int decisions,
                             const float* weight);
 

@@ -3,20 +3,12 @@
 #include <array>
 #include <cstdint>
 
+#include "engine/step.h"
+
 namespace headgate {
 namespace {
 
 constexpr std::array<int, 2> kOnes{1, 1}, kThrees{3, 3};
-
-// Every block of outputs reads a block of input channels, in order; several blocks fill whole vectors.
-bool in_order(const InputLists& lists, const Shape& input, const Shape& output) {
-  if (std::int64_t{lists.blocks} * lists.per_block != input.channels) return false;
-  if (lists.blocks > 1 && (lists.per_block % kLanes != 0 || output.channels / lists.blocks % kLanes != 0)) return false;
-  for (int i = 0; i < input.channels; ++i) {
-    if (lists.channels[i] != i) return false;
-  }
-  return true;
-}
 
 // How many times fewer multiplications than products, padding at the map's edges included.
 double saved(const Shape& output, int tile) {
@@ -46,14 +38,12 @@ int tile_of(int inputs, const Shape& output) {
 
 std::optional<WinogradShape> winograd_shape(const Plan& plan, const Op& op, const InputLists& lists) {
   const Window& window = op.window;
-  const Shape &input = plan.values[op.inputs[0]], &output = plan.values[op.output];
-  if (op.narrow() || window.kernel != kThrees || window.stride != kOnes || window.dilation != kOnes ||
-      !in_order(lists, input, output)) {
-    return std::nullopt;
-  }
-  const int tile = tile_of(lists.per_block, output);
+  if (op.narrow() || window.kernel != kThrees || window.stride != kOnes || window.dilation != kOnes) return std::nullopt;
+  const int tile = tile_of(lists.per_block, plan.values[op.output]);
   if (tile == 0) return std::nullopt;
-  return WinogradShape{input.channels, output.channels, {window.padding[0], window.padding[1]}, tile, lists.blocks};
+  WinogradShape shape{conv_shape(plan, op, lists), tile};
+  if (!winograd_finds_inputs(shape.conv)) return std::nullopt;
+  return shape;
 }
 
 }  // namespace headgate

@@ -51,12 +51,12 @@ void measure(const KernelSet& kernels, const Layer& l, double seconds) {
   candidates.push_back([&] {
     kernels.conv.run({&direct, direct_weights.data(), input.map(), output.map(), epilogue, 0, pixels, 0, vectors});
   });
-  const WinogradShape shapes[] = {{l.in, l.out, {1, 1}, 2, l.blocks}, {l.in, l.out, {1, 1}, 4, l.blocks}};
+  const WinogradShape shapes[] = {{direct, 2}, {direct, 4}};
   std::vector<std::unique_ptr<Aligned>> buffers;
   for (const WinogradShape& shape : shapes) {
-    float* weights = buffers.emplace_back(std::make_unique<Aligned>(winograd_packed_size(shape), 0.0f))->data();
+    float* weights = buffers.emplace_back(std::make_unique<Aligned>(kernels.winograd.packed_size(shape), 0.0f))->data();
     float* scratch = buffers.emplace_back(std::make_unique<Aligned>(winograd_scratch_size(shape), 0.0f))->data();
-    winograd_pack(shape, weight.data(), weights);
+    kernels.winograd.pack(shape, weight.data(), weights);
     const std::int64_t tiles = (l.size + shape.tile - 1) / shape.tile;
     const WinogradArgs args{&shape, weights, input.map(), output.map(), epilogue, 0, l.images * tiles * tiles, 0,
                             vectors, scratch};
@@ -98,7 +98,7 @@ int main(int argc, char** argv) {
          std::vector<std::pair<int, int>>{{16, 32},  {32, 16},  {64, 8},   {64, 32},  {64, 56},  {64, 112}, {128, 16},
                                           {128, 28}, {256, 8},  {256, 14}, {512, 4},  {512, 7},  {512, 14}}) {
       for (int blocks : {1, 4, 8}) {
-        if (channels % (blocks * kLanes) == 0 || blocks == 1) layers.push_back({channels, channels, size, images, blocks});
+        if (channels % (blocks * 4) == 0) layers.push_back({channels, channels, size, images, blocks});
       }
     }
   }

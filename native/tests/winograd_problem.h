@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
 #include <random>
 #include <vector>
 
@@ -47,9 +46,9 @@ class Island {
 struct Sizes {
   int in, out, height, width;
   int pad_height = 1, pad_width = 1, images = 1, blocks = 1;
+  bool shuffled = false;  // blocks read what torch's channel shuffle gives them
 
   int inputs_per_block() const { return in / blocks; }
-  int first_input(int output) const { return output / (out / blocks) * inputs_per_block(); }
 };
 
 struct Problem {
@@ -71,7 +70,9 @@ struct Problem {
         residual(s.images, s.out, height, width, seed % 3, random), weight(std::size_t{9} * s.out * s.inputs_per_block()),
         scale(padded_channels(s.out)), bias(scale), score_scale(scale), score_bias(scale), threshold(scale),
         masks(std::size_t{1} * s.images * height * width * words) {
-    std::iota(direct.inputs.begin(), direct.inputs.end(), 0);
+    for (int i = 0; i < s.in; ++i) {
+      direct.inputs[i] = s.shuffled ? i % s.blocks * s.inputs_per_block() + i / s.blocks : i;
+    }
     std::normal_distribution<float> normal;
     for (float& w : weight) w = normal(random);
     for (int c = 0; c < s.out; ++c) {
@@ -85,8 +86,10 @@ struct Problem {
     sums = conv_reference(direct, weight.data(), input.map(), s.images, height, width);
   }
 
-  WinogradShape shape(int tile) const {
-    return {sizes.in, sizes.out, {sizes.pad_height, sizes.pad_width}, tile, sizes.blocks};
+  WinogradShape shape(int tile) const { return {direct, tile}; }
+  // The channel that an output reads in place `i`.
+  int input_of(int output, int i) const {
+    return direct.inputs[output / (sizes.out / sizes.blocks) * sizes.inputs_per_block() + i];
   }
   std::int64_t tiles(int tile) const {
     return std::int64_t{sizes.images} * ((height + tile - 1) / tile) * ((width + tile - 1) / tile);
@@ -199,7 +202,7 @@ inline std::vector<double> magnitudes(Problem& p, int tile) {
     for (int o = 0; o < p.sizes.out; ++o) {
       Matrix products(n, std::vector<double>(n, 0.0));
       for (int c = 0; c < per_block; ++c) {
-        const Matrix &weight = weights[o * per_block + c], &input = inputs[p.sizes.first_input(o) + c];
+        const Matrix &weight = weights[o * per_block + c], &input = inputs[p.input_of(o, c)];
         for (int i = 0; i < n * n; ++i) {
           products[i / n][i % n] += std::abs(weight[i / n][i % n]) * input[i / n][i % n];
         }

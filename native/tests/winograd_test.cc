@@ -34,12 +34,13 @@ Output output_of(const Problem& p) {
 
 void run(Isa isa, Problem& p, int tile, const ConvEpilogue& epilogue, const std::vector<Part>& parts, Output& output) {
   const WinogradShape shape = p.shape(tile);
-  Aligned packed(winograd_packed_size(shape), poison());
-  winograd_pack(shape, p.weight.data(), packed.data());
+  const WinogradKernels& kernels = kernel_set(isa).winograd;
+  Aligned packed(kernels.packed_size(shape), poison());
+  kernels.pack(shape, p.weight.data(), packed.data());
   for (const Part& part : parts) {
     Aligned scratch(winograd_scratch_size(shape), poison());
-    kernel_set(isa).winograd.run({&shape, packed.data(), p.input.map(), output.map(), epilogue, part.begin, part.end,
-                                  part.first_vector, part.last_vector, scratch.data()});
+    kernels.run({&shape, packed.data(), p.input.map(), output.map(), epilogue, part.begin, part.end,
+                 part.first_vector, part.last_vector, scratch.data()});
   }
 }
 
@@ -173,6 +174,19 @@ TEST(groups) {
   }
 }
 
+// Blocks of 8 outputs share vectors of 16; and inputs in another order.
+TEST(narrow_groups) {
+  for (int inputs : {2, 4, 8}) {
+    check(Problem({4 * inputs, 32, 5, 6, 1, 1, 2, 4}), "narrow groups", inputs == 8);
+  }
+}
+
+TEST(shuffled_groups) {
+  for (const auto& [channels, blocks] : {std::pair{32, 4}, {64, 8}, {64, 4}, {128, 8}, {48, 3}}) {
+    check(Problem({channels, channels, 4, 5, 1, 1, 2, blocks, true}), "shuffled groups", channels == 32);
+  }
+}
+
 // A padding beyond what the kernel reaches.
 TEST(wide_padding) { check(Problem({4, 17, 3, 5, 3, 4, 2}), "wide padding"); }
 
@@ -188,7 +202,8 @@ TEST(order_of_sums) {
   std::mt19937 random(11);
   for (int tile : {2, 4}) {
     for (const Sizes& sizes :
-         std::vector<Sizes>{{16, 64, 7, 17, 1, 1, 5}, {64, 80, 6, 9, 0, 2, 5}, {20, 16, 9, 9, 1, 1, 5}, {48, 144, 7, 9, 1, 1, 5, 3}}) {
+         std::vector<Sizes>{{16, 64, 7, 17, 1, 1, 5}, {64, 80, 6, 9, 0, 2, 5}, {20, 16, 9, 9, 1, 1, 5}, {48, 144, 7, 9, 1, 1, 5, 3},
+                                {32, 32, 7, 9, 1, 1, 5, 4}, {64, 64, 7, 9, 1, 1, 5, 8, true}}) {
       Problem p(sizes);
       const ConvEpilogue e = p.raw();
       Sizes one = sizes;
@@ -307,11 +322,11 @@ Op conv_of(const Shape& input) {
 int tile_for(const Shape& input, const Shape& output, const Op& op) {
   const auto shape = winograd_shape(plan_of(input, output), op, op.groups);
   if (!shape) return 0;
-  CHECK_EQ(shape->in_channels, input.channels);
-  CHECK_EQ(shape->blocks, op.groups.blocks);
-  CHECK_EQ(shape->out_channels, output.channels);
-  CHECK_EQ(shape->padding[0], op.window.padding[0]);
-  CHECK_EQ(shape->padding[1], op.window.padding[1]);
+  CHECK_EQ(shape->conv.in_channels, input.channels);
+  CHECK_EQ(shape->conv.blocks, op.groups.blocks);
+  CHECK_EQ(shape->conv.out_channels, output.channels);
+  CHECK_EQ(shape->conv.padding[0], op.window.padding[0]);
+  CHECK_EQ(shape->conv.padding[1], op.window.padding[1]);
   return shape->tile;
 }
 
@@ -348,9 +363,6 @@ TEST(which_operators) {
   direct([](Op& o) { o.window.kernel = {3, 1}; });
   direct([](Op& o) { o.window.stride = {1, 2}; });
   direct([](Op& o) { o.window.dilation = {2, 1}; });
-  direct([](Op& o) { o.groups.blocks = 4, o.groups.per_block = 8; });
-  direct([](Op& o) { o.groups.per_block = 31, o.groups.channels.pop_back(); });
-  direct([](Op& o) { std::swap(o.groups.channels[3], o.groups.channels[4]); });
 }
 
 TEST(which_groups) {
@@ -364,9 +376,28 @@ TEST(which_groups) {
   CHECK_EQ(tile(128, 128, 8, 16), 4);
   CHECK_EQ(tile(512, 512, 8, 4), 2);
   CHECK_EQ(tile(512, 512, 8, 3), 0);
+  CHECK_EQ(tile(64, 64, 8, 16), 4);
+  CHECK_EQ(tile(48, 32, 2, 16), 4);
   CHECK_EQ(tile(32, 48, 2, 16), 0);   // 24 outputs to a block
-  CHECK_EQ(tile(48, 32, 2, 16), 0);   // 24 inputs
-  CHECK_EQ(tile(32, 16, 2, 16), 0);
+  CHECK_EQ(tile(32, 16, 2, 16), 0);   // the inputs of two that share a vector do not
+  CHECK_EQ(tile(16, 16, 4, 16), 0);   // too few
+}
+
+TEST(which_inputs) {
+  const Shape shape{64, 16, 16};
+  const auto tile = [&](int blocks, auto input) {
+    Op op = conv_of(shape);
+    op.groups.blocks = blocks, op.groups.per_block = 64 / blocks;
+    for (int i = 0; i < 64; ++i) op.groups.channels[i] = input(i);
+    return tile_for(shape, shape, op);
+  };
+  const auto shuffled = [](int blocks) { return [blocks](int i) { return i % blocks * (64 / blocks) + i / blocks; }; };
+  CHECK_EQ(tile(1, [](int i) { return 63 - i; }), 4);
+  CHECK_EQ(tile(4, [](int i) { return 63 - i; }), 4);
+  CHECK_EQ(tile(4, [](int i) { return i % 16; }), 4);  // all the same
+  CHECK_EQ(tile(8, shuffled(8)), 4);
+  CHECK_EQ(tile(8, [](int i) { return i % 16; }), 0);
+  CHECK_EQ(tile(8, [&](int i) { return shuffled(8)(i) * 9 % 64; }), 0);
 }
 
 TEST(enough_was_checked) {

@@ -9,21 +9,17 @@
 
 namespace headgate {
 
-// The output is computed in tiles of `tile` × `tile` pixels, 2 or 4, from tile + 2 input pixels a side.
+// The convolution, and the side of the tiles in which its output is computed, 2 or 4 pixels, from tile + 2 input pixels.
 struct WinogradShape {
-  int in_channels, out_channels;
-  int padding[2];  // height, width
+  ConvShape conv;
   int tile;
-  // Output block j of so many equal ones reads input block j. Blocks of inputs and outputs, if there are several, are
-  // multiples of kLanes.
-  int blocks = 1;
 };
 
 // Tiles are numbered through the batch: (image · tile rows + row) · tile columns + column. Those at the map's right and
 // lower edge may reach beyond it.
 struct WinogradArgs {
   const WinogradShape* shape;
-  const float* weights;   // as `winograd_pack` laid them out, 64-byte aligned
+  const float* weights;   // as `pack` laid them out, 64-byte aligned
   Map input, output;      // the input's border is at least the padding
   ConvEpilogue epilogue;
   std::int64_t begin, end;        // tiles
@@ -32,13 +28,17 @@ struct WinogradArgs {
 };
 
 struct WinogradKernels {
+  // Size in floats of packed weights, and the packing. `weight` is torch's [out, inputs_per_block, 3, 3].
+  std::int64_t (*packed_size)(const WinogradShape&);
+  void (*pack)(const WinogradShape&, const float* weight, float* packed);
   void (*run)(const WinogradArgs&);
 };
 
-// Sizes in floats of packed weights and of a run's scratch, and the packing, the same for every instruction set.
-// `weight` is torch's [out, in / blocks, 3, 3].
-std::int64_t winograd_packed_size(const WinogradShape& shape);
-void winograd_pack(const WinogradShape& shape, const float* weight, float* packed);
+// Whether the kernels find the inputs of each block of outputs: several blocks have 8 or a multiple of 16 outputs, and where
+// two share a vector of outputs, their inputs share vectors, too.
+bool winograd_finds_inputs(const ConvShape& shape);
+
+// Size in floats of a run's scratch.
 std::int64_t winograd_scratch_size(const WinogradShape& shape);
 
 const WinogradKernels& winograd_portable();
