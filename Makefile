@@ -29,8 +29,8 @@ test: lint ## lint, then every test
 	$(BIN)/python -m pytest -n $(strip $(JOBS)) --dist worksteal $(PYTEST)
 
 NATIVE_TESTS := parallel_test safetensors_test plan_test rounding_test held_test layout_test shared_weights_test \
-  engine_test npy_test capi_test conv_test winograd_test depthwise_test conditional_test decide_test maps_test \
-  int8_test bfloat16_test training_test
+  engine_test npy_test capi_test conv_test winograd_test winograd_rule_test depthwise_test conditional_test \
+  decide_test maps_test int8_test bfloat16_test training_test
 
 test-neon: ## the engine on AArch64: native tests and whole networks, cross-compiled and emulated
 test-neon: TESTS := $(NATIVE_TESTS)

@@ -24,6 +24,7 @@ TESTS = (
     "npy_test",
     "conv_test",
     "winograd_test",
+    "winograd_rule_test",
     "depthwise_test",
     "conditional_test",
     "decide_test",

@@ -47,6 +47,7 @@ struct Sizes {
   int in, out, height, width;
   int pad_height = 1, pad_width = 1, images = 1, blocks = 1;
   bool shuffled = false;  // blocks read what torch's channel shuffle gives them
+  int kernel = 3, stride = 1;
 
   int inputs_per_block() const { return in / blocks; }
 };
@@ -62,12 +63,13 @@ struct Problem {
   ConvSums sums;
 
   explicit Problem(const Sizes& s, unsigned seed = 1)
-      : sizes(s), direct{s.in, s.out, {3, 3}, {1, 1}, {s.pad_height, s.pad_width}, {1, 1}, s.blocks, s.in / s.blocks,
-                         std::vector<std::int32_t>(s.in)},
-        height(s.height + 2 * s.pad_height - 2), width(s.width + 2 * s.pad_width - 2),
+      : sizes(s), direct{s.in, s.out, {s.kernel, s.kernel}, {s.stride, s.stride}, {s.pad_height, s.pad_width},
+                         {1, 1}, s.blocks, s.in / s.blocks, std::vector<std::int32_t>(s.in)},
+        height((s.height + 2 * s.pad_height - s.kernel) / s.stride + 1),
+        width((s.width + 2 * s.pad_width - s.kernel) / s.stride + 1),
         words(padded_channels(s.out) / kLanes), random(seed),
         input(s.images, s.in, s.height, s.width, std::max(s.pad_height, s.pad_width) + seed % 2, random),
-        residual(s.images, s.out, height, width, seed % 3, random), weight(std::size_t{9} * s.out * s.inputs_per_block()),
+        residual(s.images, s.out, height, width, seed % 3, random), weight(std::size_t{1} * s.kernel * s.kernel * s.out * s.inputs_per_block()),
         scale(padded_channels(s.out)), bias(scale), score_scale(scale), score_bias(scale), threshold(scale),
         masks(std::size_t{1} * s.images * height * width * words) {
     for (int i = 0; i < s.in; ++i) {
@@ -127,25 +129,26 @@ using Matrix = std::vector<std::vector<double>>;
 struct Transforms {
   Matrix input, weight, output;
 
-  explicit Transforms(int tile) {
-    const std::vector<double> points = tile == 4 ? std::vector<double>{0, 1.5, -1.5, 0.625, -0.625}
-                                                 : std::vector<double>{0, 1, -1};
+  Transforms(int tile, int taps) {
+    const std::vector<double> points = tile == 2 ? std::vector<double>{0, 1, -1}
+                                                 : std::vector<double>{0, 1.5, -1.5, 0.625, -0.625};
     output.assign(tile, {});
     std::vector<double> all{1};  // the polynomial with these roots, its lowest coefficient first
     for (double point : points) {
-      std::vector<double> others{1};
+      std::vector<double> others{1}, weights;
       double divisor = 1;
       for (double other : points) {
         if (other != point) others = times_root(others, other), divisor *= point - other;
       }
       others.push_back(0);
       input.push_back(others);
-      weight.push_back({1 / divisor, point / divisor, point * point / divisor});
+      for (int i = 0; i < taps; ++i) weights.push_back(std::pow(point, i) / divisor);
+      weight.push_back(weights);
       for (int i = 0; i < tile; ++i) output[i].push_back(std::pow(point, i));
       all = times_root(all, point);
     }
     input.push_back(all);
-    weight.push_back({0, 0, 1});
+    weight.emplace_back(taps, 0.0).back() = 1;
     for (int i = 0; i < tile; ++i) output[i].push_back(i == tile - 1);
   }
 
@@ -176,33 +179,40 @@ inline Matrix sandwich(const Matrix& a, const Matrix& x, bool absolute) {
 // The sums' magnitudes as the algorithm forms them: every product of the transforms' coefficients with an input and a
 // weight, in absolute value. (images · output pixels, out channels)
 inline std::vector<double> magnitudes(Problem& p, int tile) {
-  const Transforms transforms(tile);
-  const int n = tile + 2;
-  std::vector<Matrix> weights;
+  // A stride of s makes s² convolutions of stride 1, of every s-th row and column.
+  const int stride = p.sizes.stride, kernel = p.sizes.kernel, taps = (kernel + stride - 1) / stride;
+  const int phases = stride * stride, n = tile + taps - 1;
+  const Transforms transforms(tile, taps);
+  std::vector<Matrix> weights;  // [output][input][phase]
   const int per_block = p.sizes.inputs_per_block();
-  for (int i = 0; i < p.sizes.out * per_block; ++i) {
-    Matrix filter(3, std::vector<double>(3));
-    for (int k = 0; k < 9; ++k) filter[k / 3][k % 3] = p.weight[9 * i + k];
+  for (int i = 0; i < p.sizes.out * per_block * phases; ++i) {
+    Matrix filter(taps, std::vector<double>(taps, 0.0));
+    const float* from = &p.weight[std::size_t{1} * (i / phases) * kernel * kernel];
+    for (int y = i % phases / stride; y < kernel; y += stride) {
+      for (int x = i % stride; x < kernel; x += stride) filter[y / stride][x / stride] = from[y * kernel + x];
+    }
     weights.push_back(sandwich(transforms.weight, filter, false));
   }
   std::vector<double> result(p.sums.sum.size());
   for (std::int64_t t = 0; t < p.tiles(tile); ++t) {
     const int columns = (p.width + tile - 1) / tile, rows = (p.height + tile - 1) / tile;
     const int image = t / (rows * columns), top = t / columns % rows * tile, left = t % columns * tile;
-    std::vector<Matrix> inputs;
-    for (int c = 0; c < p.sizes.in; ++c) {
+    std::vector<Matrix> inputs;  // [input][phase]
+    for (int c = 0; c < p.sizes.in * phases; ++c) {
       Matrix patch(n, std::vector<double>(n, 0.0));
       for (int i = 0; i < n * n; ++i) {
-        const int y = top + i / n - p.sizes.pad_height, x = left + i % n - p.sizes.pad_width;
+        const int y = (top + i / n) * stride + c % phases / stride - p.sizes.pad_height;
+        const int x = (left + i % n) * stride + c % stride - p.sizes.pad_width;
         const bool inside = y >= 0 && y < p.sizes.height && x >= 0 && x < p.sizes.width;
-        if (inside) patch[i / n][i % n] = p.input.at(image, y, x)[c];
+        if (inside) patch[i / n][i % n] = p.input.at(image, y, x)[c / phases];
       }
       inputs.push_back(sandwich(transforms.input, patch, true));
     }
     for (int o = 0; o < p.sizes.out; ++o) {
       Matrix products(n, std::vector<double>(n, 0.0));
-      for (int c = 0; c < per_block; ++c) {
-        const Matrix &weight = weights[o * per_block + c], &input = inputs[p.input_of(o, c)];
+      for (int c = 0; c < per_block * phases; ++c) {
+        const Matrix& weight = weights[o * per_block * phases + c];
+        const Matrix& input = inputs[p.input_of(o, c / phases) * phases + c % phases];
         for (int i = 0; i < n * n; ++i) {
           products[i / n][i % n] += std::abs(weight[i / n][i % n]) * input[i / n][i % n];
         }
@@ -220,6 +230,8 @@ inline std::vector<double> magnitudes(Problem& p, int tile) {
 
 // Roundings between an input, or a weight, and a result: at most four in each of the four passes of transforms, one of
 // the weight, one of the product, and those of the sum.
-inline double roundings(const Problem& p) { return 4 * 4 + 1 + p.sizes.inputs_per_block() + 1; }
+inline double roundings(const Problem& p) {
+  return 4 * 4 + 1 + p.sizes.inputs_per_block() * p.sizes.stride * p.sizes.stride + 1;
+}
 
 }  // namespace headgate

@@ -1,5 +1,5 @@
-// Where the Winograd kernels find transformed weights, inputs and sums. An *element* is one of the (tile + 2)² positions
-// of a transformed tile; element by element, transforming turns a convolution into a product of matrices.
+// Where the Winograd kernels find transformed weights, inputs and sums. An *element* is one of the positions
+// of a transformed tile, 4 × 4 or 6 × 6; element by element, transforming turns a convolution into a product of matrices.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,10 @@
 
 namespace headgate {
 
-// The points at which a tile's polynomials are evaluated: 0, ±kFarPoint, ±kNearPoint and ∞ for a tile of 4; 0, ±1 and ∞ for 2.
+// The side of a transformed tile: outputs and taps, but one.
+constexpr int winograd_side(int tile) { return tile == 2 ? 4 : 6; }
+
+// The points at which a tile's polynomials are evaluated: 0, ±1 and ∞ for 4 × 4; 0, ±kFarPoint, ±kNearPoint and ∞ for 6 × 6.
 // These have the smallest errors of those tried, and all coefficients of inputs' and outputs' transforms are exact.
 constexpr double kFarPoint = 1.5, kNearPoint = 0.625;
 
@@ -36,10 +39,11 @@ struct WinogradLayout {
   WinogradScratch scratch;
   std::int32_t paired;  // 1 if two blocks share a vector of outputs, else 0
   std::int32_t run;     // vectors of adjacent outputs that read the same inputs; a multiple starts every block, or pair
-  std::int64_t panel;   // from one panel of weights, [panel][element][input][kLanes], to the next
+  std::int32_t steps;   // of a sum: inputs of a block, of all phases
+  std::int64_t panel;   // from one panel of weights, [panel][element][step][kLanes], to the next
   std::int64_t weight_element;
   std::int64_t weights;
-  std::int64_t inputs;  // int32 [block, or pair][input]: where it lies in the scratch
+  std::int64_t inputs;  // int32 [block, or pair][step]: where its input lies in the scratch
   std::int64_t order;   // int32 [channel], if paired: from where in its vector each lane of inputs comes
 };
 

@@ -18,24 +18,33 @@ constexpr std::int64_t lines(std::int64_t floats) { return (floats + kLanes - 1)
 constexpr std::int64_t kHead = lines(sizeof(WinogradLayout) / sizeof(float));
 static_assert(sizeof(WinogradLayout) % sizeof(float) == 0);
 
-int elements(const WinogradShape& shape) { return (shape.tile + 2) * (shape.tile + 2); }
+int elements(const WinogradShape& shape) { return winograd_side(shape.tile) * winograd_side(shape.tile); }
 
 int vectors(int channels) { return padded_channels(channels) / kLanes; }
 
 int outputs_per_block(const ConvShape& shape) { return shape.out_channels / shape.blocks; }
 
-// The transform of a line of three weights, [element][weight]: the values of their polynomial at the points, divided by
-// what the points contribute to interpolation.
-std::vector<double> line_transform(int tile) {
+// A stride of s makes s² convolutions of stride 1, of so many taps to a line; each step of the sum has an input of one.
+int phases(const ConvShape& shape) { return shape.stride[0] * shape.stride[1]; }
+
+int taps(const ConvShape& shape) { return (shape.kernel[0] + shape.stride[0] - 1) / shape.stride[0]; }
+
+int steps(const ConvShape& shape) { return phases(shape) * shape.inputs_per_block; }
+
+int channels(const ConvShape& shape) { return phases(shape) == 1 ? shape.in_channels : kLanes; }
+
+// The transform of a line of weights, [element][weight]: the values of their polynomial at the points, divided by what the
+// points contribute to interpolation.
+std::vector<double> line_transform(int tile, int weights) {
   std::vector<double> points{0, 1, -1};
-  if (tile == 4) points = {0, kFarPoint, -kFarPoint, kNearPoint, -kNearPoint};
+  if (winograd_side(tile) == 6) points = {0, kFarPoint, -kFarPoint, kNearPoint, -kNearPoint};
   std::vector<double> transform;
   for (double point : points) {
-    double divisor = 1;
-    for (double other : points) divisor *= other == point ? 1 : point - other;
-    transform.insert(transform.end(), {1 / divisor, point / divisor, point * point / divisor});
+    double value = 1;
+    for (double other : points) value /= other == point ? 1 : point - other;
+    for (int i = 0; i < weights; ++i, value *= point) transform.push_back(value);
   }
-  transform.insert(transform.end(), {0, 0, 1});
+  for (int i = 0; i < weights; ++i) transform.push_back(i == weights - 1);
   return transform;
 }
 
@@ -75,7 +84,15 @@ std::optional<Inputs> inputs_of_pairs(const ConvShape& shape) {
 
 Inputs inputs_of(const ConvShape& shape, int width) {
   if (paired(shape, width)) return *inputs_of_pairs(shape);
-  return {shape.inputs, {}};
+  Inputs inputs;
+  for (int block = 0; block < shape.blocks; ++block) {
+    for (int phase = 0; phase < phases(shape); ++phase) {
+      for (int i = 0; i < shape.inputs_per_block; ++i) {
+        inputs.channel.push_back(phase * kPhaseChannels + shape.inputs[block * shape.inputs_per_block + i]);
+      }
+    }
+  }
+  return inputs;
 }
 
 WinogradLayout layout_of(const WinogradShape& shape, const Inputs& inputs, int width) {
@@ -84,7 +101,8 @@ WinogradLayout layout_of(const WinogradShape& shape, const Inputs& inputs, int w
   layout.scratch = winograd_scratch(shape);
   layout.paired = paired(conv, width);
   layout.run = std::max(1, padded_channels(conv.out_channels) / conv.blocks / width);
-  layout.weight_element = std::int64_t{conv.inputs_per_block} * kLanes;
+  layout.steps = steps(conv);
+  layout.weight_element = std::int64_t{layout.steps} * kLanes;
   layout.panel = elements(shape) * layout.weight_element;
   layout.weights = kHead;
   layout.inputs = layout.weights + vectors(conv.out_channels) * layout.panel;
@@ -105,7 +123,7 @@ bool winograd_finds_inputs(const ConvShape& shape) {
 
 WinogradScratch winograd_scratch(const WinogradShape& shape) {
   WinogradScratch scratch{};
-  const std::int64_t inputs = vectors(shape.conv.in_channels), n = elements(shape);
+  const std::int64_t inputs = vectors(channels(shape.conv)), n = elements(shape);
   scratch.tiles = kCached / (n * (inputs + kSumVectors) * kLanes);
   scratch.tiles = std::clamp(scratch.tiles, kFewestTiles, kMostTiles);
   scratch.vector = scratch.tiles * kLanes;
@@ -139,32 +157,37 @@ void winograd_pack(const WinogradShape& shape, const float* weight, float* packe
   put(inputs.channel, packed + layout.inputs);
   put(inputs.order, packed + layout.order);
 
-  const std::vector<double> line = line_transform(shape.tile);
-  const int size = shape.tile + 2;
-  double filter[9][kLanes], rows[3][kLanes];  // of kLanes outputs: [row][column], and the transform of one row of it
+  constexpr int kMostTaps = 4;
+  const int side = winograd_side(shape.tile), n = taps(conv), kernel = conv.kernel[0], stride = conv.stride[0];
+  const std::vector<double> line = line_transform(shape.tile, n);
+  double filter[kMostTaps][kMostTaps][kLanes], rows[kMostTaps][kLanes];  // of kLanes outputs, and a row's transform
   for (int vector = 0; vector < vectors(conv.out_channels); ++vector) {
-    for (int input = 0; input < conv.inputs_per_block; ++input) {
-      float* to = packed + layout.weights + vector * layout.panel + input * std::int64_t{kLanes};
-      std::fill_n(filter[0], 9 * kLanes, 0.0);
+    for (int step = 0; step < layout.steps; ++step) {
+      const int phase = step / conv.inputs_per_block, input = step % conv.inputs_per_block;
+      std::fill_n(filter[0][0], kMostTaps * kMostTaps * kLanes, 0.0);
       for (int lane = 0; lane < kLanes; ++lane) {
         const int output = vector * kLanes + (layout.paired ? in_turn(lane) : lane);
         if (output >= conv.out_channels) continue;
-        const float* from = weight + (std::int64_t{output} * conv.inputs_per_block + input) * 9;
-        for (int i = 0; i < 9; ++i) filter[i][lane] = from[i];
-      }
-      for (int y = 0; y < size; ++y) {
-        const double* along = &line[3 * y];
-        for (int x = 0; x < 3; ++x) {
-          for (int lane = 0; lane < kLanes; ++lane) {
-            rows[x][lane] =
-                along[0] * filter[x][lane] + along[1] * filter[3 + x][lane] + along[2] * filter[6 + x][lane];
+        const float* from = weight + (std::int64_t{output} * conv.inputs_per_block + input) * kernel * kernel;
+        for (int y = phase / stride; y < kernel; y += stride) {
+          for (int x = phase % stride; x < kernel; x += stride) {
+            filter[y / stride][x / stride][lane] = from[y * kernel + x];
           }
         }
-        for (int x = 0; x < size; ++x, to += layout.weight_element) {
-          const double* across = &line[3 * x];
+      }
+      float* to = packed + layout.weights + vector * layout.panel + step * std::int64_t{kLanes};
+      for (int y = 0; y < side; ++y) {
+        for (int x = 0; x < n; ++x) {
           for (int lane = 0; lane < kLanes; ++lane) {
-            to[lane] = static_cast<float>(across[0] * rows[0][lane] + across[1] * rows[1][lane] +
-                                          across[2] * rows[2][lane]);
+            rows[x][lane] = 0;
+            for (int i = 0; i < n; ++i) rows[x][lane] += line[n * y + i] * filter[i][x][lane];
+          }
+        }
+        for (int x = 0; x < side; ++x, to += layout.weight_element) {
+          for (int lane = 0; lane < kLanes; ++lane) {
+            double sum = 0;
+            for (int i = 0; i < n; ++i) sum += line[n * x + i] * rows[i][lane];
+            to[lane] = static_cast<float>(sum);
           }
         }
       }

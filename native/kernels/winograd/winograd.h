@@ -1,5 +1,5 @@
-// 3×3 convolution of stride 1, dense or in groups, by Winograd's algorithm, with fewer multiplications than products:
-// docs/design/0004-winograd.md. What the kernels of every instruction set provide, and what they are told.
+// 3×3 convolutions of stride 1, dense or in groups, and 7×7 ones of stride 2 of few channels, by Winograd's algorithm, with
+// fewer multiplications than products: docs/design/0004-winograd.md. What the kernels of every instruction set provide, and what they are told.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,11 @@
 
 namespace headgate {
 
-// The convolution, and the side of the tiles in which its output is computed, 2 or 4 pixels, from tile + 2 input pixels.
+// A stride of 2 makes four convolutions of stride 1, of even and odd rows and columns. Together they may have a line of
+// channels, so many each.
+constexpr int kPhaseChannels = kLanes / 4;
+
+// The convolution, and the side of the tiles in which its output is computed: 2 or 4 pixels, or 3 if the stride is 2.
 struct WinogradShape {
   ConvShape conv;
   int tile;
@@ -28,7 +32,7 @@ struct WinogradArgs {
 };
 
 struct WinogradKernels {
-  // Size in floats of packed weights, and the packing. `weight` is torch's [out, inputs_per_block, 3, 3].
+  // Size in floats of packed weights, and the packing. `weight` is torch's [out, inputs_per_block, kh, kw].
   std::int64_t (*packed_size)(const WinogradShape&);
   void (*pack)(const WinogradShape&, const float* weight, float* packed);
   void (*run)(const WinogradArgs&);
