@@ -124,7 +124,7 @@ class GatedConvStep : public GatedStep {
 
     void base(int part, const Region& region) const {
       const GatedConvStep& s = step_;
-      const bool fused = s.gating_.granularity == Granularity::activation;
+      const bool fused = s.decides_with_base();
       const ConvEpilogue epilogue{.kind = fused ? Epilogue::gate : Epilogue::raw,
                                   .scale = s.partial_scale_.data(),
                                   .bias = s.partial_bias_.data(),
@@ -133,12 +133,14 @@ class GatedConvStep : public GatedStep {
                                   .threshold = thresholds_,
                                   .two_sided = s.gating_.two_sided,
                                   .center = s.gating_.center,
+                                  .group_size = s.group_size(),
+                                  .gain = s.gain_.data(),
                                   .low = s.clamp_.low,
                                   .high = s.clamp_.high,
                                   .residual = residual(),
                                   .masks = context_.masks};
       convolve(part, region, s.shape_, s.base_winograd_, *s.base_weights_, epilogue);
-      if (s.gating_.granularity != Granularity::group) return;
+      if (fused || s.gating_.granularity != Granularity::group) return;
       each_range(region, output_.height, output_.width, [&](std::int64_t begin, std::int64_t end) {
         s.kernels_.decide.group({.output = output_,
                                  .score = score(),
@@ -271,8 +273,12 @@ class GatedConvStep : public GatedStep {
 
   int words() const { return padded_ / kLanes; }
   int group_size() const { return channels_ / gating_.decisions; }
+  // Each decision needs sums of one vector alone.
+  bool decides_with_base() const {
+    return gating_.granularity != Granularity::channel && kernels_.conv.lanes % group_size() == 0;
+  }
   // `decide` takes all channels of a pixel at once, when all of their sums are there.
-  bool decides_across_channels() const { return gating_.granularity == Granularity::group; }
+  bool decides_across_channels() const { return gating_.granularity == Granularity::group && !decides_with_base(); }
   bool whole_images() const { return gating_.granularity == Granularity::channel || gating_.channel_bound > 0; }
 
   // Rows that make a row of tiles of either path.

@@ -89,7 +89,7 @@ void pack(const ConvShape&, const float*, float* packed, int, int) {
 
 TEST(after_a_failure_weights_are_packed_again) {
   SharedWeights shared(*kFile);
-  const ConvKernels kernels{size, nullptr, nullptr, pack};
+  const ConvKernels kernels{16, size, nullptr, nullptr, pack};
   bool thrown = false;
   try {
     shared.conv(kernels, shape_of(1), kWeight.data());
