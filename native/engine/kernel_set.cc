@@ -4,28 +4,31 @@
 
 namespace headgate {
 
-const NarrowKernels& int8_kernels(Isa isa, bool vnni) {
-  if (isa == Isa::avx512 && vnni) return int8_avx512();
+Narrow narrow_in_cpu() {
+#if defined(__x86_64__)
+  return {static_cast<bool>(__builtin_cpu_supports("avx512vnni")), static_cast<bool>(__builtin_cpu_supports("avx512bf16")),
+          cpu_has_amx()};
+#else
+  return {};
+#endif
+}
+
+const NarrowKernels& int8_kernels(Isa isa, const Narrow& cpu) {
+  if (isa == Isa::avx512 && cpu.vnni) return int8_avx512();
   if (isa == Isa::avx512 || isa == Isa::avx2) return int8_avx2();
   return int8_portable();
 }
 
-bool cpu_has_vnni() {
-#if defined(__x86_64__)
-  return __builtin_cpu_supports("avx512vnni");
-#else
-  return false;
-#endif
-}
-
-const NarrowKernels& bfloat16_kernels(Isa isa, bool amx) {
-  if (isa == Isa::avx512) return amx ? bfloat16_amx() : bfloat16_avx512();
-  return isa == Isa::avx2 ? bfloat16_avx2() : bfloat16_portable();
+const NarrowKernels& bfloat16_kernels(Isa isa, const Narrow& cpu) {
+  if (isa == Isa::avx512 && cpu.amx) return bfloat16_amx();
+  if (isa == Isa::avx512 && cpu.bf16) return bfloat16_avx512();
+  if (isa == Isa::avx512 || isa == Isa::avx2) return bfloat16_avx2();
+  return bfloat16_portable();
 }
 
 KernelSet kernel_set(Isa isa) {
-  const NarrowKernels& int8 = int8_kernels(isa, cpu_has_vnni());
-  const NarrowKernels& bfloat16 = bfloat16_kernels(isa, isa == Isa::avx512 && cpu_has_amx());
+  const Narrow cpu = isa == Isa::avx512 ? narrow_in_cpu() : Narrow{};
+  const NarrowKernels &int8 = int8_kernels(isa, cpu), &bfloat16 = bfloat16_kernels(isa, cpu);
   switch (isa) {
     case Isa::avx512:
       return {conv_avx512(), winograd_avx512(), depthwise_avx512(), conditional_activation_avx512(),

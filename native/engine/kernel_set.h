@@ -24,11 +24,14 @@ struct KernelSet {
 
 KernelSet kernel_set(Isa isa);
 
-// `vnni`: whether the CPU multiplies bytes. AVX-512 without it uses AVX2's kernels, whose results are the same.
-const NarrowKernels& int8_kernels(Isa isa, bool vnni);
-bool cpu_has_vnni();
+// What a CPU may have beside AVX-512: it multiplies bytes, bfloat16, and tiles of bfloat16.
+struct Narrow {
+  bool vnni = false, bf16 = false, amx = false;
+};
+Narrow narrow_in_cpu();
 
-// `amx`: whether the CPU multiplies tiles. Results differ by rounding.
-const NarrowKernels& bfloat16_kernels(Isa isa, bool amx);
+// Without these, AVX-512 uses AVX2's kernels. Results are the same in 8 bits, and differ by rounding in bfloat16.
+const NarrowKernels& int8_kernels(Isa isa, const Narrow& cpu);
+const NarrowKernels& bfloat16_kernels(Isa isa, const Narrow& cpu);
 
 }  // namespace headgate

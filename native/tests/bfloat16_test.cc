@@ -3,7 +3,6 @@
 #include <cstdio>
 #include <string>
 
-#include "runtime/amx.h"
 #include "tests/check.h"
 #include "tests/isas.h"
 #include "tests/narrow_cases.h"
@@ -17,13 +16,19 @@ struct Named {
 };
 std::vector<Named> all_kernels() {
   std::vector<Named> all;
+  const Narrow cpu = narrow_in_cpu();
   for (Isa isa : isas()) {
-    all.push_back({name(isa), bfloat16_kernels(isa, false)});
-    if (isa != Isa::avx512) continue;
+    if (isa != Isa::avx512) {
+      all.push_back({name(isa), bfloat16_kernels(isa, {})});
+      continue;
+    }
+    all.push_back({"avx512 without BF16", bfloat16_kernels(isa, {})});
+    if (cpu.bf16) all.push_back({name(isa), bfloat16_kernels(isa, {.bf16 = true})});
+    if (!cpu.bf16) std::printf("not tested, as the CPU lacks it: BF16\n");
 #ifdef HEADGATE_EMULATED_TILES
-    all.push_back({"emulated tiles", bfloat16_emulated()});
+    if (cpu.bf16) all.push_back({"emulated tiles", bfloat16_emulated()});
 #endif
-    if (cpu_has_amx()) all.push_back({"amx", bfloat16_amx()});
+    if (cpu.amx) all.push_back({"amx", bfloat16_kernels(isa, cpu)});
   }
   return all;
 }
@@ -277,7 +282,7 @@ TEST(wide_blocks_use_tiles) {
 
 // What the emulation claims, where it can be checked.
 TEST(amx_gives_the_bits_of_emulated_tiles) {
-  if (!cpu_has_amx()) {
+  if (!narrow_in_cpu().amx) {
     std::printf("not tested, as the CPU lacks it, or the system does not allow it: AMX\n");
     return;
   }
