@@ -41,11 +41,28 @@ class Winograd(nn.Module):
         return self.fc(torch.relu(self.wide(x)).mean((2, 3)))
 
 
-@pytest.fixture
-def network() -> tuple[nn.Module, Tensor]:
+class Groups(nn.Module):
+    """A stem of stride 2, groups of 8 outputs and groups of 16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 7, stride=2, padding=3, bias=False)
+        self.norm = nn.BatchNorm2d(32)
+        self.narrow = nn.Conv2d(32, 32, 3, padding=1, groups=4)
+        self.wide = nn.Conv2d(32, 64, 3, padding=1, groups=4)
+        self.fc = nn.Linear(64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        x = torch.relu(self.narrow(x) + x)
+        return self.fc(torch.relu(self.wide(x)).mean((2, 3)))
+
+
+@pytest.fixture(params=[Winograd, Groups])
+def network(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(12)
     x = torch.randn(35, 3, 22, 27)
-    return settle(Winograd(), x[:4]), x
+    return settle(request.param(), x[:4]), x
 
 
 def test_agrees_with_the_interpreter_and_with_torch(
