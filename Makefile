@@ -28,9 +28,12 @@ demo: $(STAMP) ## gate a small network, train it, show what it saves
 test: lint ## lint, then every test
 	$(BIN)/python -m pytest -n $(strip $(JOBS)) --dist worksteal $(PYTEST)
 
+NATIVE_TESTS := parallel_test safetensors_test plan_test rounding_test held_test layout_test shared_weights_test \
+  engine_test npy_test capi_test conv_test winograd_test winograd_rule_test depthwise_test conditional_test \
+  decide_test maps_test int8_test bfloat16_test training_test
+
 test-neon: ## the engine on AArch64: native tests and whole networks, cross-compiled and emulated
-test-neon: TESTS := parallel_test safetensors_test plan_test layout_test engine_test npy_test capi_test conv_test \
-  depthwise_test conditional_test int8_test training_test
+test-neon: TESTS := $(NATIVE_TESTS)
 test-neon: QEMU = $(or $(shell command -v qemu-aarch64 || command -v qemu-aarch64-static),qemu-aarch64) -L /usr/aarch64-linux-gnu
 test-neon: neon-tools $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/neon -G Ninja -DHEADGATE_NATIVE_TESTS=ON \
@@ -48,12 +51,11 @@ neon-tools:
 
 sanitize: ## native tests under AddressSanitizer and UndefinedBehaviorSanitizer, and FUZZED plans loaded and run
 sanitize: SANITIZERS := address,undefined
-sanitize: TESTS := parallel_test safetensors_test plan_test layout_test engine_test npy_test capi_test conv_test \
-  depthwise_test conditional_test int8_test training_test
+sanitize: TESTS := $(NATIVE_TESTS)
 sanitize: FUZZER := plan_fuzz
 sanitize-thread: ## native tests that use several threads, under ThreadSanitizer
 sanitize-thread: SANITIZERS := thread
-sanitize-thread: TESTS := parallel_test engine_test capi_test
+sanitize-thread: TESTS := parallel_test shared_weights_test engine_test capi_test
 sanitize sanitize-thread: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/$@ -DHEADGATE_NATIVE_TESTS=ON -DHEADGATE_SANITIZE=$(SANITIZERS)
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/$@ -j $(or $(filter-out 0,$(JOBS)),1) --target $(TESTS) $(FUZZER)

@@ -82,8 +82,9 @@ def gated(granularity: str, groups: int, reduction: float, *, shuffle: bool = Tr
 
 def static(groups: int, **other: Any) -> Variant:
     """The control: the same network with every gate closed from the start."""
+    note = ", from scratch" if other.get("scratch", False) else ""
     return Variant(
-        f"static: gates never open, G = {groups}",
+        f"static: gates never open, G = {groups}{note}",
         GateConfig(groups=groups, shuffle=True),
         BudgetConfig(forced="closed"),
         **other,
@@ -105,9 +106,12 @@ PROTOCOLS = {
             "activation4-noteacher": gated("activation", 4, 3, distil=False),
             "activation4-scratch": gated("activation", 4, 3, scratch=True),
             "group4": gated("group", 4, 2.5),
+            "group4-scratch": gated("group", 4, 2.5, scratch=True),
             "group8": gated("group", 8, 2.5),
             "static4": static(4),
             "static2": static(2),
+            "static4-scratch": static(4, scratch=True),
+            "static2-scratch": static(2, scratch=True),
             "thinner": Variant("uniformly thinner, width 9, from scratch", width=9, scratch=True),
         },
     ),

@@ -2,6 +2,7 @@
 
     python benchmarks/engine.py --data ../shared/data/cifar10
     python benchmarks/engine.py --case resnet18-cifar --threads one --repeats 11
+    python benchmarks/engine.py --case resnet18-cifar --threads one --isa avx2 --density 0.06 --mask iid group
 
 Each case is one `headgate bench`, which docs/benchmark.md explains; the first line of its JSON is the command. Install
 the libraries with pip install 'headgate[bench]'; any that is missing is left out, with a note.
@@ -12,7 +13,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import tyro
 from rich.console import Console
@@ -23,7 +24,9 @@ from headgate.errors import ConfigError, HeadgateError
 
 RESULTS: Final = Path(__file__).parent / "results"
 
-Case = Literal["resnet20-trained", "resnet18-cifar", "resnet18-imagenet"]
+Case = Literal[
+    "resnet20-trained", "resnet18-cifar", "resnet18-imagenet", "resnet18-cifar-int8", "resnet18-cifar-bfloat16"
+]
 
 SYNTHETIC: Final = Request(
     models=("resnet18-cifar",), densities=(0.06, 0.2), masks=("iid", "clustered", "group"), groups=8
@@ -34,30 +37,46 @@ CASES: Final[dict[Case, Request]] = {
     ),
     "resnet18-cifar": SYNTHETIC,
     "resnet18-imagenet": replace(SYNTHETIC, models=("torchvision/resnet18",), batches=(1,)),
+    "resnet18-cifar-int8": replace(
+        SYNTHETIC,
+        densities=(0.06,),
+        masks=("iid", "group"),
+        precisions=("int8", "float32"),
+        against=("onnxruntime", "openvino", "bf16"),
+    ),
+    "resnet18-cifar-bfloat16": replace(
+        SYNTHETIC,
+        densities=(0.06,),
+        masks=("iid", "group"),
+        precisions=("bfloat16", "float32"),
+        against=("onnxruntime", "openvino", "bf16"),
+    ),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Run the committed benchmarks, or some of them, and write benchmarks/results/engine-<case>.json and .png.
+    """Run the committed benchmarks, or some of them, and write their figures and pictures.
+
+    They are benchmarks/results/engine-<case>.json and .png; with --isa and --threads all, those are in the name, too.
 
     Attributes:
         case: which to run.
         data: folder or Hub name of CIFAR-10, for the trained case.
-        against: all, or names of rivals as `headgate bench --help` lists them.
-        density, mask: of the synthetic cases.
+        against: all, or names of rivals as `headgate bench --help` lists them. Default: the case's.
+        density, mask: of the synthetic cases. Default: the case's.
         batches: images of one call. Default: 1 and 32; at ImageNet size 1.
         threads: one (pinned to a core), all (that this process may use), or both.
         repeats: timed calls of each runner.
-        isa: hold the engine and the libraries to this instruction set; results are named after it.
+        isa: hold the engine and the libraries to this instruction set.
         out: folder for the results.
     """
 
     case: tuple[Case, ...] = tuple(CASES)
     data: str | None = None
-    against: tuple[str, ...] = ("all",)
-    density: tuple[float, ...] = SYNTHETIC.densities
-    mask: tuple[Literal["iid", "clustered", "group"], ...] = SYNTHETIC.masks
+    against: tuple[str, ...] | None = None
+    density: tuple[float, ...] | None = None
+    mask: tuple[Literal["iid", "clustered", "group"], ...] | None = None
     batches: tuple[int, ...] | None = None
     threads: tuple[Literal["one", "all"], ...] = ("one", "all")
     repeats: int = 31
@@ -66,14 +85,21 @@ class Options:
 
     def request(self, case: Case) -> Request:
         """What one case asks for."""
-        request = replace(CASES[case], against=self.against, threads=self.threads, repeats=self.repeats, held=self.isa)
-        if self.batches is not None:
-            request = replace(request, batches=self.batches)
-        if request.kind == "trained":
-            if self.data is None:
-                raise ConfigError(f"data must be given for {case}: a folder with CIFAR-10, or its name on the Hub")
-            return replace(request, data=self.data)
-        return replace(request, densities=self.density, masks=self.mask)
+        given: dict[str, Any] = {"against": self.against, "batches": self.batches}
+        if CASES[case].kind == "synthetic":
+            given |= {"densities": self.density, "masks": self.mask}
+        elif self.data is None:
+            raise ConfigError(f"data must be given for {case}: a folder with CIFAR-10, or its name on the Hub")
+        else:
+            given |= {"data": self.data}
+        asked = {name: value for name, value in given.items() if value is not None}
+        return replace(CASES[case], threads=self.threads, repeats=self.repeats, held=self.isa, **asked)
+
+    def results(self, case: Case) -> Path:
+        """Where one case's results go, without a suffix."""
+        marks = [self.isa] if self.isa is not None else []
+        marks += ["all-threads"] if self.threads == ("all",) else []
+        return self.out / "-".join(("engine", case, *marks))
 
 
 def main() -> int:
@@ -82,8 +108,7 @@ def main() -> int:
     try:
         requests = {case: options.request(case) for case in options.case}
         for case, request in requests.items():
-            name = f"engine-{case}" + ("" if options.isa is None else f"-{options.isa}")
-            run_shown(request, console, out=options.out / name)
+            run_shown(request, console, out=options.results(case))
     except HeadgateError as error:
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         return 1

@@ -9,6 +9,7 @@ import argparse
 import json
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from headgate.checkpoint import load, save
 from headgate.files import write_atomic
@@ -69,7 +70,7 @@ def main() -> None:
         mac_reduction=reductions[0],
         network_mac_reduction=reductions[1],
         epochs=summary["epochs"],
-        start=" from the dense network, which is also its teacher" if recipe["init_from"] else " from scratch",
+        start=_start(recipe),
         seed=summary["seed"],
         hours=summary["seconds"] / 3600,
         protocol=options.run.parent.name,
@@ -78,6 +79,12 @@ def main() -> None:
     )
     write_atomic(target.with_suffix(".md"), card)
     print(f"{target} ({target.stat().st_size} bytes)")
+
+
+def _start(recipe: dict[str, Any]) -> str:
+    """Where the training started, and who taught."""
+    start = " from the dense network" if recipe["init_from"] else " from scratch"
+    return start + (", with the dense network as its teacher" if recipe["distill"] else "")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,10 @@ ATTRIBUTES: dict[str, set[str]] = {
     "activation": {"activation"},
 }
 INT8 = {"input_scale", "input_zero"}
-OPTIONAL = {"conv": {"input_channels", *INT8}, "gated_conv": {"center", "group_scale", *INT8}}
+OPTIONAL = {
+    "conv": {"input_channels", "precision", *INT8},
+    "gated_conv": {"center", "group_scale", "precision", *INT8},
+}
 
 
 @dataclass
@@ -103,7 +106,8 @@ class PlanInterpreter:
             assert set(op["inputs"]) <= written, f"{op['name']} reads what is not written yet"
             assert op["output"] not in written, f"{op['name']} writes a value again"
             assert op.get("activation", "none") in ACTIVATIONS
-            assert attributes & INT8 in (set(), INT8), f"{op['name']}: one of {INT8}"
+            assert attributes & {"precision", *INT8} in (set(), {"precision"}, INT8), op["name"]
+            assert op.get("precision", "bfloat16") == "bfloat16"
             written.add(op["output"])
             used |= {value for value in op.values() if isinstance(value, str) and value in self.tensors}
         assert written == set(range(len(self.shapes)))
@@ -153,11 +157,14 @@ class PlanInterpreter:
     def _convolve(self, op: dict[str, Any], x: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
         return F.conv2d(x, weight, None, op["stride"], op["padding"], op["dilation"], groups)
 
-    def _quantised(self, op: dict[str, Any], x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
-        """Input, weight, and what a unit of their sums stands for: integers, in float64, where the operator has 8 bits.
+    def _rounded(self, op: dict[str, Any], x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
+        """Input, weight, and what a unit of their sums stands for: both rounded where the operator has narrow numbers.
 
-        Float64 holds their sums exactly. docs/design/0003-int8.md says how both are rounded.
+        8-bit integers come in float64, which holds their sums exactly. docs/design/0003-int8.md and 0005-bfloat16.md
+        say how numbers are rounded.
         """
+        if "precision" in op:
+            return x.bfloat16().to(self.dtype), weight.bfloat16().to(self.dtype), 1.0
         if "input_scale" not in op:
             return x, weight, 1.0
         scale, zero = op["input_scale"], op["input_zero"]
@@ -178,7 +185,7 @@ class PlanInterpreter:
         if "input_channels" in op:
             x = x[:, self._tensor(op, "input_channels", groups, per_group).flatten()]
         assert x.shape[1] == groups * per_group
-        x, weight, unit = self._quantised(op, x, weight)
+        x, weight, unit = self._rounded(op, x, weight)
         y = (self._convolve(op, x, weight, groups) * unit).to(self.dtype) + self._vector(op, "bias", outputs)
         return y if len(inputs) == 1 else y + inputs[1]
 
@@ -190,7 +197,7 @@ class PlanInterpreter:
         for block, channels in enumerate(base):
             assert len(set(channels.tolist())) == base.shape[1]
             mask[block, :, channels] = 1
-        x, weight, unit = self._quantised(op, x, weight)
+        x, weight, unit = self._rounded(op, x, weight)
         mask = mask.view(outputs, -1, 1, 1).to(weight.dtype)
         final_sum = (self._convolve(op, x, weight) * unit).to(self.dtype)
         partial_sum = (self._convolve(op, x, weight * mask) * unit).to(self.dtype)

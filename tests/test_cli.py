@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import safetensors
+import torch
 from PIL import Image
 
 from headgate import cli
 from headgate.checkpoint import Preprocess, save
 from headgate.cli.train import Train
+from headgate.exporting import export
+from headgate.exporting.plan import KEY
 from headgate.models import create
+from headgate.train.finished import find_model
+from headgate.train.prepare import evaluation_batches
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +65,69 @@ def test_export_in_8_bits(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert cli.main([*arguments, "--calibration", "64"]) == 0
     assert "int8" in capsys.readouterr().out
     assert cli.main([*arguments, "--calibration", "64", "--explain"]) == 0
-    assert "no gated convolution has a choice of paths" in capsys.readouterr().out
+    table = capsys.readouterr().out
+    assert "masked dense" in table
+    assert "sparse" in table
     assert cli.main([*arguments, "--calibration", "0"]) == 1
     assert "calibration must be" in capsys.readouterr().err
+
+
+def input_scales(plan: Path) -> list[float]:
+    with safetensors.safe_open(plan, "numpy") as file:
+        operators = json.loads(file.metadata()[KEY])["ops"]
+    return [operator["input_scale"] for operator in operators if "input_scale" in operator]
+
+
+def test_ranges_come_from_training_images(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Training images are bright, test images black: only with the former does any layer read something else than 0."""
+    data = tmp_path / "data"
+    for split, brightness in (("train", 255), ("test", 0)):
+        for label in range(10):
+            folder = data / split / str(label)
+            folder.mkdir(parents=True)
+            Image.new("L", (8, 8), brightness).save(folder / "image.png")
+    plans = {}
+    for name, source in (("bright", data), ("digits", "digits")):
+        plans[name] = tmp_path / f"{name}.hgplan"
+        arguments = ["export", str(runs / "gated"), str(plans[name]), "--precision", "int8", "--data", str(source)]
+        assert cli.main([*arguments, "--calibration", "7"]) == 0
+    capsys.readouterr()
+    model, _ = find_model(str(runs / "gated"))
+    bright = model.preprocess(torch.ones(7, 1, 8, 8))
+    options = {"example_input": bright, "precision": "int8", "calibration": bright}
+    export(model, tmp_path / "expected.hgplan", **options)  # type: ignore[arg-type]
+    expected = pytest.approx(input_scales(tmp_path / "expected.hgplan"))
+    assert input_scales(plans["bright"]) == expected
+    assert input_scales(plans["digits"]) != expected
+
+    before = plans["bright"].read_bytes()
+    shutil.rmtree(data / "train")
+    arguments = ["export", str(runs / "gated"), str(plans["bright"]), "--precision", "int8", "--data", str(data)]
+    assert cli.main(arguments) == 1
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "no training images: " in shown
+    assert "expected 'train-*.parquet' or 'train/<class>/<image>'" in shown
+    checkpoint = str(runs / "gated" / "model.safetensors")
+    assert cli.main(["export", checkpoint, str(plans["bright"]), "--image", "1", "8", "8", "--precision", "int8"]) == 1
+    assert "data must be given" in capsys.readouterr().err
+    assert plans["bright"].read_bytes() == before
+
+
+def test_some_training_images_are_of_all_classes(runs: Path) -> None:
+    model, config = find_model(str(runs / "gated"))
+    assert config is not None
+    (images, labels, _), *_ = evaluation_batches(model, config, split="train", limit=100)
+    assert images.shape == (100, 1, 8, 8)
+    assert len(labels.unique()) == 10
+    again = next(evaluation_batches(model, config, split="train", limit=100))
+    assert torch.equal(images, again[0])
+
+
+def test_export_in_bfloat16(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = tmp_path / "model.hgplan"
+    assert cli.main(["export", str(runs / "gated"), str(plan), "--precision", "bfloat16"]) == 0
+    assert "bfloat16" in capsys.readouterr().out
+    assert plan.exists()
 
 
 def test_export_explains(

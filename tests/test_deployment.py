@@ -71,7 +71,24 @@ def test_it_runs_a_plan(plan: Path, images: NDArray[np.float32], tmp_path: Path)
         assert [int(c) for c in shown] == np.argsort(-expected[image])[:5].tolist()
         assert [float(value) for value in shown.values()] == pytest.approx(sorted(expected[image])[:-6:-1], rel=1e-5)
     assert re.match(r"3 runs of 3 images, \d+ threads, \w+: median [\d.]+ ms, least [\d.]+ ms", lines[3])
-    assert len(lines) == 5 + len(hg.Engine(plan).stats())
+    assert re.match(r"peak resident memory: [\d.]+ MB", lines[-1])
+    assert len(lines) == 6 + len(hg.Engine(plan).stats())
+
+
+def test_paths(plan: Path, images: NDArray[np.float32], tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", images)
+    for name in ("sparse", "masked"):
+        expected = hg.Engine(plan, threads=1, paths=name)(images)
+        done = headgate_run(plan, tmp_path / "x.npy", "--paths", name, "--output", tmp_path / "y.npy", "--stats")
+        assert np.array_equal(np.load(tmp_path / "y.npy"), expected)
+        assert set(re.findall(r"^gated_conv .* (sparse|masked)  ", done.stdout, re.MULTILINE)) == {name}
+    done = headgate_run(plan, tmp_path / "x.npy", "--paths", "timed", "--output", tmp_path / "y.npy", "--stats")
+    assert (done.returncode, done.stderr) == (0, "")
+    gated = [layer.name for layer in hg.Engine(plan).stats() if layer.path]
+    assert re.findall(r"^gated_conv .* (?:sparse|masked)  (\S+)$", done.stdout, re.MULTILINE) == gated
+    done = headgate_run(plan, tmp_path / "x.npy", "--paths", "fast")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--paths must be one of sparse, masked, timed, got fast" in done.stderr
 
 
 def test_the_dial(plan: Path, images: NDArray[np.float32], tmp_path: Path) -> None:

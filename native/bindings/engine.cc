@@ -13,6 +13,7 @@
 
 #include "engine/plan.h"
 #include "headgate/engine.h"
+#include "headgate/parallel.h"
 
 namespace nb = nanobind;
 
@@ -21,11 +22,11 @@ namespace {
 
 using Images = nb::ndarray<const float, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
 using Sizes = std::tuple<int, int, int>;
-// name, kind, images, milliseconds, dense MACs, executed MACs, decisions, open decisions, path ("" where there is no choice)
+// name, kind, images, milliseconds, dense MACs, executed MACs, decisions, open decisions, path ("" where nothing is gated)
 using StatsTuple = std::tuple<std::string, std::string, std::int64_t, double, std::int64_t, std::int64_t, std::int64_t,
                               std::int64_t, std::string>;
-// name, density, milliseconds by the sparse path, and by the masked one
-using PathTuple = std::tuple<std::string, double, double, double>;
+// name, density, milliseconds by the sparse path, and by the masked one, and the chosen path
+using PathTuple = std::tuple<std::string, double, double, double, std::string>;
 
 const char* path_name(Path path) { return path == Path::sparse ? "sparse" : "masked"; }
 
@@ -56,12 +57,12 @@ nb::object run(const Engine& engine, const Images& images) {
   return nb::cast(nb::ndarray<nb::numpy, float>(output, flat ? 2 : 4, shape, owner));
 }
 
-std::vector<PathTuple> time_paths(Engine& engine, const Images& images, int repeats) {
+std::vector<PathTuple> tune(Engine& engine, const Images& images, int repeats) {
   check_images(engine, images);
   std::vector<PathTuple> all;
   nb::gil_scoped_release release;
-  for (const PathTimes& t : engine.time_paths(images.data(), static_cast<std::int64_t>(images.shape(0)), repeats)) {
-    all.emplace_back(t.name, t.density, t.sparse_ms, t.masked_ms);
+  for (const PathChoice& c : engine.tune(images.data(), static_cast<std::int64_t>(images.shape(0)), repeats)) {
+    all.emplace_back(c.name, c.density, c.sparse_ms, c.masked_ms, path_name(c.path));
   }
   return all;
 }
@@ -79,6 +80,7 @@ std::vector<StatsTuple> stats(const Engine& engine) {
 
 void bind_engine(nb::module_& m) {
   using namespace nb::literals;
+  m.def("usable_cores", &usable_cores, "Cores that this process may keep busy: its CPU affinity, and its container's quota.");
   nb::exception<PlanError>(m, "PlanError", PyExc_OSError);
   nb::class_<Engine>(m, "Engine", "A loaded plan; use it through headgate.Engine.")
       .def(nb::init<const std::string&, int>(), "path"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>())
@@ -88,9 +90,9 @@ void bind_engine(nb::module_& m) {
       .def("run", &run, "images"_a,
            nb::sig("def run(self, images: numpy.typing.NDArray[numpy.float32]) -> numpy.typing.NDArray[numpy.float32]"))
       .def("shift_thresholds", &Engine::shift_thresholds, "offset"_a)
-      .def("time_paths", &time_paths, "images"_a, "repeats"_a,
-           nb::sig("def time_paths(self, images: numpy.typing.NDArray[numpy.float32], repeats: int) -> "
-                   "list[tuple[str, float, float, float]]"))
+      .def("tune", &tune, "images"_a, "repeats"_a,
+           nb::sig("def tune(self, images: numpy.typing.NDArray[numpy.float32], repeats: int) -> "
+                   "list[tuple[str, float, float, float, str]]"))
       .def("set_path", [](Engine& engine, const std::string& layer,
                           bool masked) { engine.set_path(layer, masked ? Path::masked : Path::sparse); },
            "layer"_a, "masked"_a)

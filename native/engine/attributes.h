@@ -51,7 +51,7 @@ class Attributes {
  private:
   const Json& json_;
   std::string where_;
-  std::vector<std::string_view> asked_;
+  std::vector<std::string_view> asked_;  // views of the keys that were given: literals, which outlive this
 };
 
 }  // namespace headgate

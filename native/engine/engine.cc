@@ -2,12 +2,15 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bitset>
 #include <chrono>
 #include <cmath>
+#include <limits>
 #include <mutex>
-#include <new>
 #include <thread>
+#include <utility>
 
+#include "engine/frames.h"
 #include "engine/memory.h"
 #include "engine/plan.h"
 #include "engine/safetensors.h"
@@ -20,13 +23,30 @@ namespace {
 
 // Larger batches run in pieces, so that memory does not grow with the batch; in smaller ones where memory is short.
 constexpr std::int64_t kMaxImages = 32;
-// Of plans in 8-bit integers, for each thread: their convolutions take so little time that maps must come from the
-// cache.
-constexpr std::int64_t kMaxInt8Images = 8;
+// Of plans in 8-bit integers or bfloat16, for each thread: so fast that maps must come from the cache.
+constexpr std::int64_t kMaxNarrowImages = 8;
+
+// The masked path must take less than so much of the sparse path's time: what lies closer is noise.
+constexpr double kAdvantage = 0.97;
+
+bool has_int8(const Plan& plan) {
+  return std::any_of(plan.ops.begin(), plan.ops.end(), [](const Op& op) { return op.int8.has_value(); });
+}
 
 std::int64_t images_at_once(const Plan& plan, int threads) {
-  const bool int8 = std::any_of(plan.ops.begin(), plan.ops.end(), [](const Op& op) { return op.int8.has_value(); });
-  return int8 ? std::min(kMaxImages, kMaxInt8Images * threads) : kMaxImages;
+  const bool narrow = std::any_of(plan.ops.begin(), plan.ops.end(), [](const Op& op) { return op.narrow(); });
+  return narrow ? std::min(kMaxImages, kMaxNarrowImages * threads) : kMaxImages;
+}
+
+// A bit for each image of `size` values that has a NaN among them.
+std::bitset<kMaxImages> images_with_nan(const float* values, std::int64_t images, std::int64_t size) {
+  std::bitset<kMaxImages> found;
+  for (std::int64_t image = 0; image < images; ++image, values += size) {
+    int nan = 0;
+    for (std::int64_t i = 0; i < size; ++i) nan |= values[i] != values[i] ? 1 : 0;
+    found[static_cast<std::size_t>(image)] = nan != 0;
+  }
+  return found;
 }
 
 // Of one operator.
@@ -105,25 +125,17 @@ double median(std::vector<double> values) {
   return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
 }
 
-void clear_frame(const Map& map, std::int64_t image) {
-  if (map.border == 0) return;
-  float* first = map.data + image * map.image_stride - map.border * (map.row_stride + map.pixel_stride());
-  const std::int64_t side = map.border * map.pixel_stride(), rows = map.border * map.row_stride;
-  const std::int64_t inner = map.width * map.pixel_stride();
-  std::fill_n(first, rows, 0.0f);
-  for (int y = 0; y < map.height; ++y) {
-    float* row = first + rows + y * map.row_stride;
-    std::fill_n(row, side, 0.0f);
-    std::fill_n(row + side + inner, side, 0.0f);
-  }
-  std::fill_n(first + rows + map.height * map.row_stride, rows, 0.0f);
-}
-
 }  // namespace
 
 struct Engine::State {
   State(const std::string& path, int threads)
-      : plan(load_plan(path)), kernels(kernel_set(active_isa())), layout(plan), threads(threads), counters(plan.ops.size()) {
+      : plan(load_plan(path)),
+        int8(has_int8(plan)),
+        kernels(kernel_set(active_isa())),
+        layout(plan, held_values(plan, kernels)),
+        threads(threads),
+        shared(*plan.file),
+        counters(plan.ops.size()) {
     const double limit = memory_limit(), weights = packed_bytes(plan);
     refuse_beyond(limit, weights, sizeof(float) * static_cast<double>(layout.arena_size(1)));
     make_steps();
@@ -139,7 +151,7 @@ struct Engine::State {
     std::atomic<std::size_t> next{0};
     split(threads, 1, threads, [&](int, std::int64_t, std::int64_t) {
       for (std::size_t i; (i = next.fetch_add(1)) < steps.size();) {
-        steps[i] = make_step(plan, plan.ops[i], kernels);
+        steps[i] = make_step(plan, plan.ops[i], kernels, shared);
         plan.file->let_go();
       }
     });
@@ -196,6 +208,9 @@ struct Engine::State {
                              workspace->masks.data(),
                              workspace->scores.data(),
                              workspace->scratch.data()};
+    // Integers have no NaN: what float32 spreads from an image to its output would end on the way.
+    std::bitset<kMaxImages> nan;
+    if (int8) nan = images_with_nan(input, images, elements(plan.input));
     const Map in = context.map(plan.input), out = context.map(plan.output);
     clear_frames(context, plan.input);
     split(images * in.height, 1, threads,
@@ -210,35 +225,43 @@ struct Engine::State {
       counters[i].open.fetch_add(open, std::memory_order_relaxed);
     }
     kernels.maps.to_nchw(out, output, {0, images * out.height});
+    for (std::int64_t image = 0; nan.any() && image < images; ++image) {
+      if (!nan[static_cast<std::size_t>(image)]) continue;
+      const std::int64_t size = elements(plan.output);
+      std::fill_n(output + image * size, size, std::numeric_limits<float>::quiet_NaN());
+    }
     give(std::move(workspace));
   }
 
   // Frames are shared with values that lived there before.
   void clear_frames(const RunContext& context, int value) const {
     const Map map = context.map(value);
-    for (std::int64_t image = 0; image < context.images; ++image) clear_frame(map, image);
+    for (std::int64_t image = 0; map.data != nullptr && image < context.images; ++image) clear_frame(map, image);
+  }
+
+  std::int64_t elements(int value) const {
+    const Shape& shape = plan.values[value];
+    return std::int64_t{shape.channels} * shape.height * shape.width;
   }
 
   // Runs a batch of any size.
   void run_in_pieces(const float* input, std::int64_t images, float* output, std::vector<Counters>& counters) {
-    const auto elements = [this](int value) {
-      const Shape& shape = plan.values[value];
-      return std::int64_t{shape.channels} * shape.height * shape.width;
-    };
     for (std::int64_t first = 0; first < images; first += piece) {
       run(input + first * elements(plan.input), std::min(piece, images - first), output + first * elements(plan.output),
           counters);
     }
   }
 
-  // Null where the operator is no gated convolution, or has one path only.
+  // Null where the operator is no gated convolution.
   GatedStep* gated(std::size_t op) const { return dynamic_cast<GatedStep*>(steps[op].get()); }
 
   const Plan plan;
+  const bool int8;  // some operators compute in 8-bit integers
   const KernelSet kernels;
   const Layout layout;
   const int threads;
   std::int64_t piece;
+  SharedWeights shared;
   std::vector<std::unique_ptr<Step>> steps;
   std::vector<Counters> counters;
   std::atomic<double> shift{0.0};  // in double: sums of offsets undo one another
@@ -271,38 +294,37 @@ void Engine::run(const float* input, std::int64_t images, float* output) const {
   state_->run_in_pieces(input, images, output, state_->counters);
 }
 
-std::vector<PathTimes> Engine::time_paths(const float* input, std::int64_t images, int repeats) {
+std::vector<PathChoice> Engine::tune(const float* input, std::int64_t images, int repeats) {
   if (images < 1) throw InputError("images must be ≥ 1, got " + std::to_string(images));
   if (repeats < 1) throw InputError("repeats must be ≥ 1, got " + std::to_string(repeats));
   struct Timed {
     std::size_t op;
-    Path before;
+    GatedStep* step;
+    Completion sparse, masked;
+    Path path;
     double density;
     std::vector<double> sparse_ms, masked_ms;
   };
   std::vector<Timed> layers;
   for (std::size_t i = 0; i < state_->steps.size(); ++i) {
-    if (const GatedStep* step = state_->gated(i)) layers.push_back({i, step->path(), 0, {}, {}});
+    GatedStep* const step = state_->gated(i);
+    if (step == nullptr) continue;
+    Completion sparse = step->completion(Path::sparse), masked = step->completion(Path::masked);
+    layers.push_back({i, step, std::move(sparse), std::move(masked), step->path(), 0, {}, {}});
   }
   if (layers.empty()) return {};
-  // Whatever happens, paths end as they were.
-  struct Restore {
-    const State& state;
+  // Whatever happens, every layer ends on its path: the one before, until another is chosen.
+  struct Settle {
     const std::vector<Timed>& layers;
-    ~Restore() {
-      for (const Timed& layer : layers) {
-        try {
-          state.gated(layer.op)->use(layer.before);
-        } catch (const std::bad_alloc&) {  // it stays on the path that it has
-        }
-      }
+    ~Settle() {
+      for (const Timed& layer : layers) layer.step->use(layer.path == Path::sparse ? layer.sparse : layer.masked);
     }
-  } restore{*state_, layers};
+  } settle{layers};
   const MapShape out = output_shape();
   std::vector<float> output(images * out.channels * out.height * out.width);
   for (int i = 0; i < 2 * repeats; ++i) {
     const Path path = i % 2 == 0 ? Path::sparse : Path::masked;
-    for (const Timed& layer : layers) state_->gated(layer.op)->use(path);
+    for (const Timed& layer : layers) layer.step->use(path == Path::sparse ? layer.sparse : layer.masked);
     std::vector<Counters> warm(state_->steps.size()), timed(state_->steps.size());
     state_->run_in_pieces(input, images, output.data(), warm);
     state_->run_in_pieces(input, images, output.data(), timed);
@@ -313,20 +335,24 @@ std::vector<PathTimes> Engine::time_paths(const float* input, std::int64_t image
       (path == Path::sparse ? layer.sparse_ms : layer.masked_ms).push_back(1e-6 * static_cast<double>(counters.nanoseconds));
     }
   }
-  std::vector<PathTimes> all;
+  std::vector<PathChoice> choices;
   for (const Timed& layer : layers) {
-    all.push_back({state_->plan.ops[layer.op].name, layer.density, median(layer.sparse_ms), median(layer.masked_ms)});
+    const double sparse = median(layer.sparse_ms), masked = median(layer.masked_ms);
+    choices.push_back({state_->plan.ops[layer.op].name, layer.density, sparse, masked,
+                       masked < kAdvantage * sparse ? Path::masked : Path::sparse});
   }
-  return all;
+  for (std::size_t i = 0; i < layers.size(); ++i) layers[i].path = choices[i].path;
+  return choices;
 }
 
 void Engine::set_path(const std::string& name, Path path) {
   for (std::size_t i = 0; i < state_->steps.size(); ++i) {
     if (state_->plan.ops[i].name != name) continue;
-    if (GatedStep* step = state_->gated(i)) return step->use(path);
-    break;
+    GatedStep* const step = state_->gated(i);
+    if (step == nullptr) break;
+    return step->use(step->completion(path));
   }
-  throw InputError("name must be that of a gated convolution that has both paths, got " + name);
+  throw InputError("name must be that of a gated convolution, got " + name);
 }
 
 void Engine::shift_thresholds(float offset) {

@@ -1,13 +1,17 @@
 #include "headgate/engine_c.h"
 
+#include <algorithm>
 #include <new>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "headgate/engine.h"
 #include "headgate/isa.h"
 
 struct headgate_engine {
   headgate::Engine engine;
+  std::vector<headgate::LayerStats> layers;  // as it was opened: for their names, which do not change
 };
 
 namespace headgate {
@@ -53,6 +57,15 @@ void copy(const MapShape& shape, int sizes[3]) {
   sizes[0] = shape.channels, sizes[1] = shape.height, sizes[2] = shape.width;
 }
 
+// `names` has the same strings for as long as the engine lives.
+headgate_layer_stats layer_stats(const LayerStats& names, const LayerStats& s) {
+  const headgate_path path = !s.path                    ? HEADGATE_NOT_GATED
+                             : *s.path == Path::sparse ? HEADGATE_SPARSE
+                                                       : HEADGATE_MASKED;
+  return {names.name.c_str(), names.kind.c_str(), s.images, s.milliseconds, s.dense_macs,
+          s.executed_macs,    s.decisions,        s.open,   path};
+}
+
 }  // namespace
 }  // namespace headgate
 
@@ -65,7 +78,9 @@ headgate_status headgate_engine_open(const char* path, int threads, headgate_eng
   return guarded([&] {
     require(path != nullptr, "path");
     require(engine != nullptr, "engine");
-    *engine = new headgate_engine{headgate::Engine(path, threads)};
+    headgate::Engine opened(path, threads);
+    std::vector<headgate::LayerStats> layers = opened.stats();
+    *engine = new headgate_engine{std::move(opened), std::move(layers)};
   });
 }
 
@@ -94,5 +109,45 @@ headgate_status headgate_engine_shift_thresholds(headgate_engine* engine, float 
   return guarded([&] {
     require(engine != nullptr, "engine");
     engine->engine.shift_thresholds(offset);
+  });
+}
+
+headgate_status headgate_engine_set_path(headgate_engine* engine, const char* name, headgate_path path) {
+  return guarded([&] {
+    require(engine != nullptr, "engine");
+    require(name != nullptr, "name");
+    if (path != HEADGATE_SPARSE && path != HEADGATE_MASKED) {
+      throw headgate::InputError("path must be HEADGATE_SPARSE or HEADGATE_MASKED, got " + std::to_string(path));
+    }
+    engine->engine.set_path(name, path == HEADGATE_MASKED ? headgate::Path::masked : headgate::Path::sparse);
+  });
+}
+
+headgate_status headgate_engine_tune(headgate_engine* engine, const float* input, int64_t images, int repeats) {
+  return guarded([&] {
+    require(engine != nullptr, "engine");
+    require(input != nullptr, "input");
+    engine->engine.tune(input, images, repeats);
+  });
+}
+
+headgate_status headgate_engine_stats(const headgate_engine* engine, headgate_layer_stats* layers, int64_t capacity,
+                                      int64_t* count) {
+  return guarded([&] {
+    require(engine != nullptr, "engine");
+    require(count != nullptr, "count");
+    const std::vector<headgate::LayerStats> stats = engine->engine.stats();
+    *count = static_cast<int64_t>(stats.size());
+    for (int64_t i = 0; layers != nullptr && i < std::min(capacity, *count); ++i) {
+      const auto at = static_cast<std::size_t>(i);
+      layers[i] = headgate::layer_stats(engine->layers[at], stats[at]);
+    }
+  });
+}
+
+headgate_status headgate_engine_reset_stats(headgate_engine* engine) {
+  return guarded([&] {
+    require(engine != nullptr, "engine");
+    engine->engine.reset_stats();
   });
 }

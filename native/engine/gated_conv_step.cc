@@ -3,10 +3,12 @@
 #include <bit>
 #include <limits>
 #include <memory>
-#include <mutex>
 #include <numeric>
+#include <optional>
+#include <utility>
 
 #include "engine/step.h"
+#include "engine/winograd.h"
 
 namespace headgate {
 namespace {
@@ -23,19 +25,22 @@ struct Region {
 
 class GatedConvStep : public GatedStep {
  public:
-  GatedConvStep(const Plan& plan, const Op& op, const KernelSet& kernels)
+  GatedConvStep(const Plan& plan, const Op& op, const KernelSet& kernels, SharedWeights& weights)
       : kernels_(kernels),
+        weights_(weights),
         conditional_(op.gating->granularity == Granularity::group ? kernels.conditional_group
                                                                    : kernels.conditional_activation),
         op_(op),
         gating_(*op_.gating),
         shape_(conv_shape(plan, op, gating_.base)),
         dense_shape_(headgate::dense_shape(plan, op)),
+        base_winograd_(winograd_shape(plan, op, gating_.base)),
+        dense_winograd_(winograd_shape(plan, op, every_input(plan, op))),
         channels_(shape_.out_channels),
         padded_(padded_channels(channels_)),
         pixels_(std::int64_t{plan.values[op.output].height} * plan.values[op.output].width),
-        base_weights_(kernels.conv.packed_size(shape_)),
-        conditional_weights_(conditional_.packed_size(shape_, gating_.decisions)),
+        base_weights_(base_winograd_ ? weights.winograd_base(kernels.winograd, *base_winograd_, op.weight.data)
+                                     : weights.base(kernels.conv, shape_, op.weight.data)),
         score_scale_(per_channel(gating_.score_scale, channels_)),
         score_bias_(per_channel(gating_.score_bias, channels_)),
         partial_scale_(per_channel(gating_.partial_scale, channels_)),
@@ -45,13 +50,12 @@ class GatedConvStep : public GatedStep {
         gain_(padded_),
         threshold_(padded_),
         clamp_(clamp_of(op.activation)) {
-    kernels.conv.pack(shape_, base_weight().data(), base_weights_.data());
-    conditional_.pack(shape_, gating_.decisions, op.weight.data, conditional_weights_.data());
     for (int c = 0; c < channels_; ++c) threshold_.data()[c] = gating_.threshold.data[c / group_size()];
     const std::int64_t averaged = gating_.granularity == Granularity::channel ? pixels_ : group_size();
     for (int c = 0; gating_.granularity != Granularity::activation && c < channels_; ++c) {
       gain_.data()[c] = gating_.group_scale.data[c / group_size()] / static_cast<float>(averaged);
     }
+    use(completion(Path::sparse));
   }
 
   Needs needs(const Layout& layout, std::int64_t images) const override {
@@ -60,22 +64,22 @@ class GatedConvStep : public GatedStep {
     needs.mask_words = images * pixels_ * words();
     // thresholds, and per part or image: scores
     needs.scores = padded_ * (1 + std::max<std::int64_t>(images, kMaxThreads));
-    needs.scratch_bytes = (conditional_.scratch_bytes(shape_, input, output) + 63) / 64 * 64;
+    needs.scratch_bytes = conditional_.scratch_bytes(shape_, input, output);
+    for (const auto& winograd : {base_winograd_, dense_winograd_}) {
+      if (!winograd) continue;
+      needs.scratch_bytes = std::max(needs.scratch_bytes, winograd_scratch_size(*winograd) * std::int64_t{sizeof(float)});
+    }
+    needs.scratch_bytes = (needs.scratch_bytes + 63) / 64 * 64;
     return needs;
   }
 
-  void use(Path path) override {
-    std::shared_ptr<Aligned<float>> packed;
+  Completion completion(Path path) const override {
     if (path == Path::masked) {
-      if (dense_weights() != nullptr) return;
-      packed = std::make_shared<Aligned<float>>(kernels_.conv.packed_size(dense_shape_));
-      kernels_.conv.pack(dense_shape_, op_.weight.data, packed->data());
+      return {path, dense_winograd_ ? weights_.winograd(kernels_.winograd, *dense_winograd_, op_.weight.data)
+                                    : weights_.conv(kernels_.conv, dense_shape_, op_.weight.data)};
     }
-    std::lock_guard lock(mutex_);
-    dense_weights_ = std::move(packed);
+    return {path, weights_.conditional(conditional_, shape_, gating_.decisions, op_.weight.data)};
   }
-
-  Path path() const override { return dense_weights() == nullptr ? Path::sparse : Path::masked; }
 
   std::int64_t run(const RunContext& context) const override {
     const Pass pass(*this, context);
@@ -107,7 +111,7 @@ class GatedConvStep : public GatedStep {
     Pass(const GatedConvStep& step, const RunContext& context)
         : step_(step),
           context_(context),
-          dense_weights_(step.dense_weights()),
+          completion_(step.used()),
           input_(context.map(step.op_.inputs[0])),
           output_(context.map(step.op_.output)),
           thresholds_(context.scores),
@@ -120,35 +124,34 @@ class GatedConvStep : public GatedStep {
 
     void base(int part, const Region& region) const {
       const GatedConvStep& s = step_;
-      ConvArgs args = conv_args(s.shape_, s.base_weights_, region);
-      const bool fused = s.gating_.granularity == Granularity::activation;
-      args.epilogue = {.kind = fused ? Epilogue::gate : Epilogue::raw,
-                       .scale = s.partial_scale_.data(),
-                       .bias = s.partial_bias_.data(),
-                       .score_scale = s.score_scale_.data(),
-                       .score_bias = s.score_bias_.data(),
-                       .threshold = thresholds_,
-                       .two_sided = s.gating_.two_sided,
-                       .center = s.gating_.center,
-                       .low = s.clamp_.low,
-                       .high = s.clamp_.high,
-                       .residual = residual(),
-                       .masks = context_.masks};
-      each_range(region, [&](std::int64_t begin, std::int64_t end) {
-        args.begin = begin, args.end = end;
-        s.kernels_.conv.run(args);
-        if (s.gating_.granularity == Granularity::group) {
-          s.kernels_.decide.group({.output = output_,
-                                   .score = score(),
-                                   .closed = closed(),
-                                   .gain = s.gain_.data(),
-                                   .threshold = thresholds_,
-                                   .group_size = s.group_size(),
-                                   .masks = context_.masks,
-                                   .begin = begin,
-                                   .end = end,
-                                   .scratch = scores_ + part * s.padded_});
-        }
+      const bool fused = s.decides_with_base();
+      const ConvEpilogue epilogue{.kind = fused ? Epilogue::gate : Epilogue::raw,
+                                  .scale = s.partial_scale_.data(),
+                                  .bias = s.partial_bias_.data(),
+                                  .score_scale = s.score_scale_.data(),
+                                  .score_bias = s.score_bias_.data(),
+                                  .threshold = thresholds_,
+                                  .two_sided = s.gating_.two_sided,
+                                  .center = s.gating_.center,
+                                  .group_size = s.group_size(),
+                                  .gain = s.gain_.data(),
+                                  .low = s.clamp_.low,
+                                  .high = s.clamp_.high,
+                                  .residual = residual(),
+                                  .masks = context_.masks};
+      convolve(part, region, s.shape_, s.base_winograd_, *s.base_weights_, epilogue);
+      if (fused || s.gating_.granularity != Granularity::group) return;
+      each_range(region, output_.height, output_.width, [&](std::int64_t begin, std::int64_t end) {
+        s.kernels_.decide.group({.output = output_,
+                                 .score = score(),
+                                 .closed = closed(),
+                                 .gain = s.gain_.data(),
+                                 .threshold = thresholds_,
+                                 .group_size = s.group_size(),
+                                 .masks = context_.masks,
+                                 .begin = begin,
+                                 .end = end,
+                                 .scratch = scores_ + part * s.padded_});
       });
     }
 
@@ -182,10 +185,9 @@ class GatedConvStep : public GatedStep {
 
     void conditional(int part, const Region& region) const {
       const GatedConvStep& s = step_;
-      if (dense_weights_ != nullptr) return masked(region);
-      const std::int64_t scratch = s.needs(context_.layout, context_.images).scratch_bytes;
+      if (completion_.path == Path::masked) return masked(part, region);
       s.conditional_.run({.shape = &s.shape_,
-                          .weights = s.conditional_weights_.data(),
+                          .weights = std::get<PackedWeights>(completion_.weights)->data(),
                           .input = input_,
                           .output = output_,
                           .scale = s.final_scale_.data(),
@@ -201,42 +203,55 @@ class GatedConvStep : public GatedStep {
                           .last_row = region.last_row,
                           .first_channel = region.first_channel,
                           .last_channel = region.last_channel,
-                          .scratch = context_.scratch + part * scratch});
+                          .scratch = scratch(part)});
     }
 
    private:
-    void masked(const Region& region) const {
+    void masked(int part, const Region& region) const {
       const GatedConvStep& s = step_;
-      ConvArgs args = conv_args(s.dense_shape_, *dense_weights_, region);
-      args.epilogue.kind = Epilogue::masked;
-      args.epilogue.scale = s.final_scale_.data(), args.epilogue.bias = s.final_bias_.data();
-      args.epilogue.low = s.clamp_.low, args.epilogue.high = s.clamp_.high;
-      args.epilogue.residual = residual(), args.epilogue.masks = context_.masks;
-      each_range(region, [&](std::int64_t begin, std::int64_t end) {
-        args.begin = begin, args.end = end;
-        s.kernels_.conv.run(args);
+      const ConvEpilogue epilogue{.kind = Epilogue::masked,
+                                  .scale = s.final_scale_.data(),
+                                  .bias = s.final_bias_.data(),
+                                  .low = s.clamp_.low,
+                                  .high = s.clamp_.high,
+                                  .residual = residual(),
+                                  .masks = context_.masks};
+      convolve(part, region, s.dense_shape_, s.dense_winograd_, *std::get<PackedWeights>(completion_.weights), epilogue);
+    }
+
+    // Direct, or by Winograd's algorithm where there is a shape for it: then the region's rows begin with a row of tiles.
+    void convolve(int part, Region region, const ConvShape& direct, const std::optional<WinogradShape>& winograd,
+                  const Aligned<float>& weights, const ConvEpilogue& epilogue) const {
+      const int first_vector = region.first_channel / kLanes, last_vector = (region.last_channel + kLanes - 1) / kLanes;
+      if (!winograd) {
+        each_range(region, output_.height, output_.width, [&](std::int64_t begin, std::int64_t end) {
+          step_.kernels_.conv.run({&direct, weights.data(), input_, output_, epilogue, begin, end, first_vector,
+                                   last_vector});
+        });
+        return;
+      }
+      const auto tiles = [&](int pixels) { return (pixels + winograd->tile - 1) / winograd->tile; };
+      region.first_row = tiles(region.first_row), region.last_row = tiles(region.last_row);
+      each_range(region, tiles(output_.height), tiles(output_.width), [&](std::int64_t begin, std::int64_t end) {
+        step_.kernels_.winograd.run({&*winograd, weights.data(), input_, output_, epilogue, begin, end, first_vector,
+                                     last_vector, reinterpret_cast<float*>(scratch(part))});
       });
     }
 
-    ConvArgs conv_args(const ConvShape& shape, const Aligned<float>& weights, const Region& region) const {
-      ConvArgs args{};
-      args.shape = &shape;
-      args.weights = weights.data();
-      args.input = input_, args.output = output_;
-      args.first_vector = region.first_channel / kLanes;
-      args.last_vector = (region.last_channel + kLanes - 1) / kLanes;
-      return args;
+    std::byte* scratch(int part) const {
+      return context_.scratch + part * step_.needs(context_.layout, context_.images).scratch_bytes;
     }
 
-    // Pixel ranges of a region: its rows are adjacent within an image, and across images if it has all of them.
+    // Ranges of a region's pixels, or tiles, of which an image has `height` × `width`: its rows are adjacent within an
+    // image, and across images if it has all of them.
     template <class F>
-    void each_range(const Region& region, F body) const {
-      const std::int64_t width = output_.width;
-      if (region.first_row == 0 && region.last_row == output_.height) {
-        return body(region.first_image * step_.pixels_, region.last_image * step_.pixels_);
+    static void each_range(const Region& region, int height, int width, F body) {
+      const std::int64_t of_image = std::int64_t{height} * width;
+      if (region.first_row == 0 && region.last_row == height) {
+        return body(region.first_image * of_image, region.last_image * of_image);
       }
       for (std::int64_t image = region.first_image; image < region.last_image; ++image) {
-        body(image * step_.pixels_ + region.first_row * width, image * step_.pixels_ + region.last_row * width);
+        body(image * of_image + region.first_row * width, image * of_image + region.last_row * width);
       }
     }
 
@@ -250,37 +265,25 @@ class GatedConvStep : public GatedStep {
 
     const GatedConvStep& step_;
     const RunContext& context_;
-    const std::shared_ptr<const Aligned<float>> dense_weights_;  // null for the sparse path
+    const Completion completion_;
     const Map input_, output_;
     Map residual_{};
     float *thresholds_, *scores_;
   };
 
-  std::shared_ptr<const Aligned<float>> dense_weights() const {
-    std::lock_guard lock(mutex_);
-    return dense_weights_;
-  }
-
   int words() const { return padded_ / kLanes; }
   int group_size() const { return channels_ / gating_.decisions; }
+  // Each decision needs sums of one vector alone.
+  bool decides_with_base() const {
+    return gating_.granularity != Granularity::channel && kernels_.conv.lanes % group_size() == 0;
+  }
   // `decide` takes all channels of a pixel at once, when all of their sums are there.
-  bool decides_across_channels() const { return gating_.granularity == Granularity::group; }
+  bool decides_across_channels() const { return gating_.granularity == Granularity::group && !decides_with_base(); }
   bool whole_images() const { return gating_.granularity == Granularity::channel || gating_.channel_bound > 0; }
 
-  // The base path's weights [out, inputs_per_block, kh, kw], picked from the full ones.
-  std::vector<float> base_weight() const {
-    const std::int64_t taps = std::int64_t{shape_.kernel[0]} * shape_.kernel[1];
-    const int outputs = channels_ / shape_.blocks;
-    std::vector<float> weight;
-    weight.reserve(channels_ * shape_.inputs_per_block * taps);
-    for (int c = 0; c < channels_; ++c) {
-      const std::int32_t* inputs = shape_.inputs.data() + std::int64_t{c / outputs} * shape_.inputs_per_block;
-      for (int i = 0; i < shape_.inputs_per_block; ++i) {
-        const float* from = op_.weight.data + (std::int64_t{c} * shape_.in_channels + inputs[i]) * taps;
-        weight.insert(weight.end(), from, from + taps);
-      }
-    }
-    return weight;
+  // Rows that make a row of tiles of either path.
+  int rows_together() const {
+    return std::max(base_winograd_ ? base_winograd_->tile : 1, dense_winograd_ ? dense_winograd_->tile : 1);
   }
 
   // Splits the output over threads by images, by rows where images are few, by channels where rows are few too.
@@ -299,7 +302,7 @@ class GatedConvStep : public GatedStep {
         }
       });
     } else if (output.height >= 4 * context.threads || channels_ < 2 * unit || decides_across_channels()) {
-      split(output.height, 1, context.threads, [&](int part, std::int64_t begin, std::int64_t end) {
+      split(output.height, rows_together(), context.threads, [&](int part, std::int64_t begin, std::int64_t end) {
         Region region = all;
         region.first_row = static_cast<int>(begin), region.last_row = static_cast<int>(end);
         body(part, region);
@@ -319,24 +322,25 @@ class GatedConvStep : public GatedStep {
   }
 
   const KernelSet kernels_;
+  SharedWeights& weights_;
   const ConditionalKernels& conditional_;
   const Op op_;
   const Gating& gating_;
   const ConvShape shape_, dense_shape_;
+  const std::optional<WinogradShape> base_winograd_, dense_winograd_;
   const int channels_, padded_;
   const std::int64_t pixels_;
-  const Aligned<float> base_weights_, conditional_weights_;
+  const PackedWeights base_weights_;
   const Aligned<float> score_scale_, score_bias_, partial_scale_, partial_bias_, final_scale_, final_bias_;
   const Aligned<float> gain_, threshold_;
   const Clamp clamp_;
-  mutable std::mutex mutex_;  // of the next
-  std::shared_ptr<const Aligned<float>> dense_weights_;
 };
 
 }  // namespace
 
-std::unique_ptr<GatedStep> make_gated_conv_step(const Plan& plan, const Op& op, const KernelSet& kernels) {
-  return std::make_unique<GatedConvStep>(plan, op, kernels);
+std::unique_ptr<GatedStep> make_gated_conv_step(const Plan& plan, const Op& op, const KernelSet& kernels,
+                                                SharedWeights& weights) {
+  return std::make_unique<GatedConvStep>(plan, op, kernels, weights);
 }
 
 }  // namespace headgate

@@ -6,32 +6,32 @@
 #include "kernels/conv/conv.h"
 #include "kernels/decide/decide.h"
 #include "kernels/depthwise/depthwise.h"
-#include "kernels/int8_conditional/int8_conditional.h"
-#include "kernels/int8_conv/int8_conv.h"
 #include "kernels/maps/maps.h"
-#include "kernels/quantise/quantise.h"
+#include "kernels/narrow/narrow.h"
+#include "kernels/winograd/winograd.h"
 
 namespace headgate {
 
-struct Int8Kernels {
-  const QuantiseKernels& quantise;
-  const Int8ConvKernels& conv;
-  const Int8ConditionalKernels& conditional;
-};
-
 struct KernelSet {
   const ConvKernels& conv;
+  const WinogradKernels& winograd;
   const DepthwiseKernels& depthwise;
   const ConditionalKernels &conditional_activation, &conditional_group;
   const DecideKernels& decide;
   const MapsKernels& maps;
-  Int8Kernels int8;
+  const NarrowKernels &int8, &bfloat16;
 };
 
 KernelSet kernel_set(Isa isa);
 
-// `vnni`: whether the CPU multiplies bytes. AVX-512 without it uses AVX2's kernels, whose results are the same.
-Int8Kernels int8_kernels(Isa isa, bool vnni);
-bool cpu_has_vnni();
+// What a CPU may have beside AVX-512: it multiplies bytes, bfloat16, and tiles of bfloat16.
+struct Narrow {
+  bool vnni = false, bf16 = false, amx = false;
+};
+Narrow narrow_in_cpu();
+
+// Without these, AVX-512 uses AVX2's kernels. Results are the same in 8 bits, and differ by rounding in bfloat16.
+const NarrowKernels& int8_kernels(Isa isa, const Narrow& cpu);
+const NarrowKernels& bfloat16_kernels(Isa isa, const Narrow& cpu);
 
 }  // namespace headgate

@@ -98,23 +98,46 @@ Map geometry_of(const Shape& shape, int border) {
   return map;
 }
 
+// The same map of narrow numbers.
+NarrowMap rounded_geometry(const Map& of) {
+  NarrowMap map{};
+  map.border = of.border, map.height = of.height, map.width = of.width;
+  map.first_row = -of.border, map.last_row = of.height + of.border;
+  map.pixel_stride = of.pixel_stride();
+  map.row_stride = (of.width + 2 * std::int64_t{of.border}) * map.pixel_stride;
+  map.image_stride = (map.last_row - map.first_row) * map.row_stride;
+  return map;
+}
+
+// Of one image, a multiple of 64 bytes; with what may be read behind the last element.
+std::int64_t rounded_floats(const Map& map, const Held::Rounded& rounded) {
+  const std::int64_t bytes = rounded_geometry(map).image_stride * rounded.element_bytes + kNarrowSlack;
+  return (bytes + 63) / 64 * kLanes;
+}
+
 }  // namespace
 
-Layout::Layout(const Plan& plan) {
-  const int ops = static_cast<int>(plan.ops.size());
+Layout::Layout(const Plan& plan, std::vector<Held> held) : held_(std::move(held)), of_value_(plan.values.size()) {
+  const int ops = static_cast<int>(plan.ops.size()), values = static_cast<int>(plan.values.size());
   const std::vector<int> border = borders(plan);
-  for (std::size_t value = 0; value < plan.values.size(); ++value) {
-    places_.push_back({geometry_of(plan.values[value], border[value]), 0, -1, -1});
-    if (places_.back().geometry.image_stride > kMaxMap) {
+  std::vector<int> first(values, -1), last(values, -1);
+  for (int i = 0; i < ops; ++i) {
+    first[plan.ops[i].output] = i;
+    for (int value : plan.ops[i].inputs) last[value] = i;
+  }
+  last[plan.output] = ops;
+  const auto place = [&](int value, std::int64_t size) {
+    places_.push_back({size, 0, first[value], std::max(first[value], last[value])});
+    return static_cast<int>(places_.size()) - 1;
+  };
+  for (int value = 0; value < values; ++value) {
+    maps_.push_back(geometry_of(plan.values[value], border[value]));
+    if (maps_.back().image_stride > kMaxMap) {
       throw PlanError("value " + std::to_string(value) + " needs more than 2^33 numbers with the padding of its readers");
     }
+    if (held_[value].floats) of_value_[value].floats = place(value, maps_.back().image_stride);
+    if (held_[value].rounded) of_value_[value].rounded = place(value, rounded_floats(maps_.back(), *held_[value].rounded));
   }
-  for (int i = 0; i < ops; ++i) {
-    places_[plan.ops[i].output].first = i;
-    for (int value : plan.ops[i].inputs) places_[value].last = i;
-  }
-  for (Place& place : places_) place.last = std::max(place.last, place.first);
-  places_[plan.output].last = ops;
   if (places_.size() <= kMaxBySize) {
     place_by_size();
   } else {
@@ -128,18 +151,18 @@ void Layout::place_by_size() {
   std::vector<int> order(places_.size());
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [this](int a, int b) {
-    return places_[a].geometry.image_stride > places_[b].geometry.image_stride;
+    return places_[a].size > places_[b].size;
   });
   std::vector<const Place*> placed;  // by offset
   for (int value : order) {
     Place& place = places_[value];
-    const std::int64_t size = place.geometry.image_stride;
+    const std::int64_t size = place.size;
     std::int64_t offset = 0;
     for (const Place* other : placed) {
       const bool meet = place.first <= other->last && other->first <= place.last;
       if (!meet) continue;
       if (offset + size <= other->offset) break;
-      offset = std::max(offset, other->offset + other->geometry.image_stride);
+      offset = std::max(offset, other->offset + other->size);
     }
     place.offset = offset;
     floats_per_image_ = std::max(floats_per_image_, offset + size);
@@ -160,16 +183,24 @@ void Layout::place_in_order() {
   const std::vector<Place*> ends = by(&Place::last);
   auto ended = ends.begin();
   for (Place* place : by(&Place::first)) {
-    for (; (*ended)->last < place->first; ++ended) holes.release((*ended)->offset, (*ended)->geometry.image_stride);
-    place->offset = holes.take(place->geometry.image_stride);
+    for (; (*ended)->last < place->first; ++ended) holes.release((*ended)->offset, (*ended)->size);
+    place->offset = holes.take(place->size);
   }
   floats_per_image_ = holes.end();
 }
 
 Map Layout::map(int value, float* arena, std::int64_t images) const {
-  const Place& place = places_[value];
-  Map map = place.geometry;
-  map.data = arena + place.offset * images + map.border * (map.row_stride + map.pixel_stride());
+  Map map = maps_[value];
+  const int place = of_value_[value].floats;
+  if (place == kNowhere) return map;
+  map.data = arena + places_[place].offset * images + map.border * (map.row_stride + map.pixel_stride());
+  return map;
+}
+
+NarrowMap Layout::rounded(int value, float* arena, std::int64_t images) const {
+  NarrowMap map = rounded_geometry(maps_[value]);
+  map.data = reinterpret_cast<std::byte*>(arena + places_[of_value_[value].rounded].offset * images);
+  map.last_image = images;
   return map;
 }
 

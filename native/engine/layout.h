@@ -4,30 +4,44 @@
 #include <cstdint>
 #include <vector>
 
+#include "engine/held.h"
 #include "engine/plan.h"
 #include "kernels/map.h"
+#include "kernels/narrow/narrow.h"
 
 namespace headgate {
 
 class Layout {
  public:
-  explicit Layout(const Plan& plan);
+  Layout(const Plan& plan, std::vector<Held> held);
 
   // Size in floats of the arena for so many images.
   std::int64_t arena_size(std::int64_t images) const { return floats_per_image_ * images; }
 
-  // A value's map in an arena for `images` images.
+  const Held& held(int value) const { return held_[value]; }
+
+  // A value's map in an arena for `images` images; without data if the value is not held in floats.
   Map map(int value, float* arena, std::int64_t images) const;
+
+  // The same of a value that is held rounded, with its frame.
+  NarrowMap rounded(int value, float* arena, std::int64_t images) const;
 
  private:
   struct Place {
-    Map geometry;          // without data
-    std::int64_t offset;   // floats per image
-    int first, last;       // operators between which the value lives
+    std::int64_t size, offset;  // floats per image
+    int first, last;            // operators between which it is needed
+  };
+  static constexpr int kNowhere = -1;
+  struct Places {
+    int floats = kNowhere, rounded = kNowhere;
   };
 
   void place_by_size();
   void place_in_order();
+
+  std::vector<Held> held_;
+  std::vector<Map> maps_;  // without data
+  std::vector<Places> of_value_;
 
   std::vector<Place> places_;
   std::int64_t floats_per_image_ = 0;

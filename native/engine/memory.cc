@@ -9,6 +9,8 @@
 #include <fstream>
 #include <limits>
 
+#include "engine/winograd.h"
+#include "kernels/winograd/layout.h"
 #include "kernels/map.h"
 
 namespace headgate {
@@ -50,10 +52,17 @@ double packed_bytes(const Plan& plan) {
     const double outputs = padded(plan.values[op.output].channels);
     const double taps = double{1} * op.window.kernel[0] * op.window.kernel[1];
     const InputLists& base = op.gating ? op.gating->base : op.groups;
-    // Weights, and as much again for the lists of what each of their lanes reads; then the conditional path's.
-    floats += 2 * outputs * base.per_block * taps;
+    if (const auto shape = winograd_shape(plan, op, base)) {
+      floats += static_cast<double>(winograd_packed_size<kLanes>(*shape));
+    } else {
+      // As much again for the lists of what each lane of the weights reads.
+      floats += 2 * outputs * base.per_block * taps;
+    }
     // Bytes, in lines of 64 for each output and tap at worst.
     if (op.int8) floats += 16 * outputs * taps * std::ceil(base.per_block / 64.0);
+    // Lanes of which a block with few outputs fills as many.
+    if (op.bfloat16) floats += outputs * taps * base.per_block * std::max(1.0, 16 * base.blocks / outputs);
+    // The conditional path's.
     if (op.gating) floats += outputs * padded(plan.values[op.inputs[0]].channels) * taps;
   }
   return floats * sizeof(float);

@@ -12,7 +12,7 @@ namespace headgate {
 // the smallest. In double, so that sums of what a file claims cannot overflow.
 double memory_limit();
 
-// Bytes of packed weights, at most: operators that share a tensor have a copy each.
+// Bytes of packed weights, at most: as if no operators shared any.
 double packed_bytes(const Plan& plan);
 
 // Throws PlanError if `weights` and `buffers`, those of a run of one image, are more than `limit`; all in bytes.

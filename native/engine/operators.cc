@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <bit>
-#include <limits>
 #include <numeric>
 #include <string_view>
 #include <utility>
 
 #include "engine/attributes.h"
+#include "engine/rounding.h"
 
 namespace headgate {
 namespace {
@@ -16,8 +16,6 @@ constexpr IntRange kChannels{1, 1 << 20}, kWindow{1, 1 << 12}, kPadding{0, 1 << 
 constexpr std::size_t kMaxInputs = 100'000;
 // Each operator has a list of its own, though they may share tensors: a small file must not ask for much memory.
 constexpr std::size_t kMaxListed = std::size_t{1} << 24;
-// So many products of an unsigned and a signed byte do not overflow 32 bits.
-constexpr std::int64_t kMaxInt8Products = 65536;
 constexpr std::int64_t kAny = -1;  // in the shape that a tensor must have
 
 // In the order of OpKind, Activation and Granularity.
@@ -104,11 +102,11 @@ Op OperatorReader::read(const Json& json) {
   switch (op.kind) {
     case OpKind::conv:
       convolution(attributes, op);
-      input_range(attributes, op);
+      read_rounding(attributes, op);
       break;
     case OpKind::gated_conv:
       gating(attributes, op);
-      input_range(attributes, op);
+      read_rounding(attributes, op);
       break;
     case OpKind::max_pool:
     case OpKind::avg_pool: pool(attributes, op); break;
@@ -227,24 +225,6 @@ void OperatorReader::count_listed(Attributes& attributes, const std::string& nam
   if (listed_ <= kMaxListed) return;
   attributes.fail(name + " and its like of all operators so far list " + std::to_string(listed_) +
                   " input channels, and at most " + std::to_string(kMaxListed) + " are accepted");
-}
-
-void OperatorReader::input_range(Attributes& attributes, Op& op) const {
-  if (!attributes.has("input_scale") && !attributes.has("input_zero")) return;
-  op.int8 = {attributes.number("input_scale"), attributes.integer("input_zero", {0, 255})};
-  // Its inverse must be finite.
-  if (!(op.int8->scale >= std::numeric_limits<float>::min())) {
-    attributes.reject("input_scale", "a positive normal float32");
-  }
-  const std::int64_t products = op.weight.shape[1] * op.window.kernel[0] * op.window.kernel[1];
-  if (products > kMaxInt8Products) {
-    attributes.fail("input_scale is accepted where an output sums at most " + std::to_string(kMaxInt8Products) +
-                    " products, got " + std::to_string(products));
-  }
-  if (op.gating && (op.gating->granularity == Granularity::channel || op.gating->channel_bound > 0)) {
-    attributes.fail("input_scale is accepted where every pixel decides by itself: granularity activation or group, and "
-                    "channel_bound 0");
-  }
 }
 
 InputLists OperatorReader::input_lists(Attributes& attributes, std::string_view key, int in_channels) {

@@ -32,7 +32,6 @@ class OperatorReader {
   void convolution(Attributes& attributes, Op& op);
   void gating(Attributes& attributes, Op& op);
   void count_listed(Attributes& attributes, const std::string& name, std::size_t more);
-  void input_range(Attributes& attributes, Op& op) const;
   InputLists input_lists(Attributes& attributes, std::string_view key, int in_channels);
   void convolution_window(Attributes& attributes, Op& op) const;
   void pool(Attributes& attributes, Op& op) const;

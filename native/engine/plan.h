@@ -65,6 +65,9 @@ struct Op {
   FloatTensor weight, bias;      // conv, gated_conv; affine has scale in weight
   std::optional<Gating> gating;  // gated_conv
   std::optional<InputRange> int8;  // conv, gated_conv: computed in 8-bit integers
+  bool bfloat16 = false;           // the same: computed from numbers rounded to bfloat16
+
+  bool narrow() const { return int8 || bfloat16; }
 };
 
 class MappedFile;

@@ -8,11 +8,11 @@
 
 namespace headgate {
 
-std::unique_ptr<Step> make_step(const Plan& plan, const Op& op, const KernelSet& kernels) {
-  if (op.int8) return make_int8_conv_step(plan, op, kernels);
+std::unique_ptr<Step> make_step(const Plan& plan, const Op& op, const KernelSet& kernels, SharedWeights& weights) {
+  if (op.narrow()) return make_narrow_conv_step(plan, op, kernels);
   switch (op.kind) {
-    case OpKind::conv: return make_conv_step(plan, op, kernels);
-    case OpKind::gated_conv: return make_gated_conv_step(plan, op, kernels);
+    case OpKind::conv: return make_conv_step(plan, op, kernels, weights);
+    case OpKind::gated_conv: return make_gated_conv_step(plan, op, kernels, weights);
     default: return make_map_step(plan, op, kernels);
   }
 }
@@ -65,12 +65,14 @@ ConvShape conv_shape(const Plan& plan, const Op& op, const InputLists& lists) {
   return shape;
 }
 
-ConvShape dense_shape(const Plan& plan, const Op& op) {
+InputLists every_input(const Plan& plan, const Op& op) {
   InputLists all{1, plan.values[op.inputs[0]].channels, {}};
   all.channels.resize(all.per_block);
   std::iota(all.channels.begin(), all.channels.end(), 0);
-  return conv_shape(plan, op, all);
+  return all;
 }
+
+ConvShape dense_shape(const Plan& plan, const Op& op) { return conv_shape(plan, op, every_input(plan, op)); }
 
 void split(std::int64_t count, std::int64_t unit, int threads, const Body& body) {
   const std::int64_t units = (count + unit - 1) / unit;

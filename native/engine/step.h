@@ -5,12 +5,17 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
+#include <utility>
+#include <variant>
 #include <vector>
 
 #include "engine/aligned.h"
 #include "engine/kernel_set.h"
 #include "engine/layout.h"
 #include "engine/plan.h"
+#include "engine/shared_weights.h"
+#include "kernels/narrow/packing.h"
 
 namespace headgate {
 
@@ -28,6 +33,7 @@ struct RunContext {
   std::byte* scratch;  // of `scratch_bytes` for each part, one after another
 
   Map map(int value) const { return layout.map(value, arena, images); }
+  NarrowMap rounded(int value) const { return layout.rounded(value, arena, images); }
 };
 
 // Buffers that a step needs beside its values, for a batch of `images`.
@@ -48,20 +54,46 @@ class Step {
   virtual std::int64_t run(const RunContext& context) const = 0;
 };
 
+using PackedNarrow = std::shared_ptr<const NarrowWeights>;
+
+// How a gated convolution completes its open outputs, and the weights that this needs.
+struct Completion {
+  Path path;
+  std::variant<PackedWeights, PackedNarrow> weights;
+};
+
 // A gated convolution.
 class GatedStep : public Step {
  public:
-  // From the next run on. Packs the weights that the path needs, and lets go of the others.
-  virtual void use(Path path) = 0;
-  virtual Path path() const = 0;
+  // Packs the weights, unless somebody holds them. Throws std::bad_alloc.
+  virtual Completion completion(Path path) const = 0;
+
+  // From the next run on; weights that nobody else holds are let go of. Steps are made to use the sparse path.
+  void use(Completion completion) noexcept {
+    std::lock_guard lock(mutex_);
+    std::swap(completion_, completion);  // what was used is let go of after the lock
+  }
+
+  Path path() const { return used().path; }
+
+ protected:
+  Completion used() const {
+    std::lock_guard lock(mutex_);
+    return completion_;
+  }
+
+ private:
+  mutable std::mutex mutex_;  // of the next
+  Completion completion_{};
 };
 
-// The step behind an operator.
-std::unique_ptr<Step> make_step(const Plan& plan, const Op& op, const KernelSet& kernels);
+// The step behind an operator. `weights` must outlive it.
+std::unique_ptr<Step> make_step(const Plan& plan, const Op& op, const KernelSet& kernels, SharedWeights& weights);
 
-std::unique_ptr<Step> make_conv_step(const Plan& plan, const Op& op, const KernelSet& kernels);
-std::unique_ptr<GatedStep> make_gated_conv_step(const Plan& plan, const Op& op, const KernelSet& kernels);
-std::unique_ptr<Step> make_int8_conv_step(const Plan& plan, const Op& op, const KernelSet& kernels);
+std::unique_ptr<Step> make_conv_step(const Plan& plan, const Op& op, const KernelSet& kernels, SharedWeights& weights);
+std::unique_ptr<GatedStep> make_gated_conv_step(const Plan& plan, const Op& op, const KernelSet& kernels,
+                                                SharedWeights& weights);
+std::unique_ptr<Step> make_narrow_conv_step(const Plan& plan, const Op& op, const KernelSet& kernels);
 std::unique_ptr<Step> make_map_step(const Plan& plan, const Op& op, const KernelSet& kernels);
 
 // ---- What the steps share.
@@ -84,6 +116,7 @@ void split(std::int64_t count, std::int64_t unit, int threads, const Body& body)
 
 // The convolution's geometry, with what each block of outputs reads; and where all read all inputs.
 ConvShape conv_shape(const Plan& plan, const Op& op, const InputLists& lists);
+InputLists every_input(const Plan& plan, const Op& op);
 ConvShape dense_shape(const Plan& plan, const Op& op);
 
 }  // namespace headgate

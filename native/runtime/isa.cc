@@ -17,8 +17,7 @@ bool cpu_has(Isa isa) {
   switch (isa) {
     case Isa::avx512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-             __builtin_cpu_supports("avx512bf16");
+             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     case Isa::avx2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     case Isa::neon:
     case Isa::portable: break;
@@ -31,7 +30,7 @@ bool cpu_has(Isa isa) {
 
 const char* needs(Isa isa) {
   switch (isa) {
-    case Isa::avx512: return "AVX-512 F, BW, VL, DQ and BF16";
+    case Isa::avx512: return "AVX-512 F, BW, VL and DQ";
     case Isa::avx2: return "AVX2 and FMA";
     case Isa::neon: return "Advanced SIMD";
     case Isa::portable: break;

@@ -4,12 +4,12 @@
 #include "kernels/decide/decide.h"
 #include "kernels/depthwise/depthwise.h"
 #include "kernels/gated_norm/gated_norm.h"
-#include "kernels/int8_conditional/int8_conditional.h"
-#include "kernels/int8_conv/int8_conv.h"
 #include "kernels/maps/maps.h"
 #include "kernels/moments/moments.h"
+#include "kernels/narrow/narrow.h"
 #include "kernels/norm_act/norm_act.h"
-#include "kernels/quantise/quantise.h"
+#include "kernels/winograd/winograd.h"
+#include "runtime/amx.h"
 
 namespace headgate {
 
@@ -21,6 +21,8 @@ const NormActKernels& norm_act_avx2() { return norm_act_portable(); }
 const NormActKernels& norm_act_avx512() { return norm_act_portable(); }
 const ConvKernels& conv_avx2() { return conv_portable(); }
 const ConvKernels& conv_avx512() { return conv_portable(); }
+const WinogradKernels& winograd_avx2() { return winograd_portable(); }
+const WinogradKernels& winograd_avx512() { return winograd_portable(); }
 const DepthwiseKernels& depthwise_avx2() { return depthwise_portable(); }
 const DepthwiseKernels& depthwise_avx512() { return depthwise_portable(); }
 const ConditionalKernels& conditional_activation_avx2() { return conditional_activation_portable(); }
@@ -31,11 +33,11 @@ const DecideKernels& decide_avx2() { return decide_portable(); }
 const DecideKernels& decide_avx512() { return decide_portable(); }
 const MapsKernels& maps_avx2() { return maps_portable(); }
 const MapsKernels& maps_avx512() { return maps_portable(); }
-const QuantiseKernels& quantise_avx2() { return quantise_portable(); }
-const QuantiseKernels& quantise_avx512() { return quantise_portable(); }
-const Int8ConvKernels& int8_conv_avx2() { return int8_conv_portable(); }
-const Int8ConvKernels& int8_conv_avx512() { return int8_conv_portable(); }
-const Int8ConditionalKernels& int8_conditional_avx2() { return int8_conditional_portable(); }
-const Int8ConditionalKernels& int8_conditional_avx512() { return int8_conditional_portable(); }
+const NarrowKernels& int8_avx2() { return int8_portable(); }
+const NarrowKernels& int8_avx512() { return int8_portable(); }
+const NarrowKernels& bfloat16_avx2() { return bfloat16_portable(); }
+const NarrowKernels& bfloat16_avx512() { return bfloat16_portable(); }
+const NarrowKernels& bfloat16_amx() { return bfloat16_portable(); }
+bool cpu_has_amx() { return false; }
 
 }  // namespace headgate

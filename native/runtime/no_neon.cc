@@ -7,6 +7,7 @@
 #include "kernels/maps/maps.h"
 #include "kernels/moments/moments.h"
 #include "kernels/norm_act/norm_act.h"
+#include "kernels/winograd/winograd.h"
 
 namespace headgate {
 
@@ -14,6 +15,7 @@ const MomentsKernels& moments_neon() { return moments_portable(); }
 const GatedNormKernels& gated_norm_neon() { return gated_norm_portable(); }
 const NormActKernels& norm_act_neon() { return norm_act_portable(); }
 const ConvKernels& conv_neon() { return conv_portable(); }
+const WinogradKernels& winograd_neon() { return winograd_portable(); }
 const DepthwiseKernels& depthwise_neon() { return depthwise_portable(); }
 const ConditionalKernels& conditional_activation_neon() { return conditional_activation_portable(); }
 const ConditionalKernels& conditional_group_neon() { return conditional_group_portable(); }

@@ -1,7 +1,6 @@
 #include "headgate/parallel.h"
 
 #include <pthread.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <atomic>
@@ -184,11 +183,6 @@ Working::Working() {
 
 Working::~Working() {
   if (--t_depth == 0) g_callers.fetch_sub(1, std::memory_order_relaxed);
-}
-
-int usable_cores() {
-  cpu_set_t cores;
-  return ::sched_getaffinity(0, sizeof cores, &cores) == 0 ? std::max(1, CPU_COUNT(&cores)) : 1;
 }
 
 void parallel_for(int parts, const std::function<void(int)>& body) {

@@ -1,9 +1,13 @@
 // Times the conditional kernels on square layers. Useful work is open outputs times the inputs outside the base block.
-// Usage: conditional_bench [isa or "" [layers with this in their name [batch]]]
+// Usage: conditional_bench [isa or "" [layers with this in their name, or "" [batch, or 0 for all [cold]]]]
+// cold: every call finds other weights, which come from memory, as in a network that is larger than the caches.
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
+#include <memory>
 #include <string>
 
 #include "engine/kernel_set.h"
@@ -32,7 +36,11 @@ const Layer kLayers[] = {
 enum Kind { kIid, kClustered, kGroup, kGroupClustered };
 const char* const kKinds[] = {"iid", "clustered", "group iid", "group clustered"};
 
-// Open where a random field is high: one without, or with, correlation over four pixels.
+// More than any cache holds.
+constexpr std::int64_t kColdFloats = std::int64_t{1} << 25;
+
+// Open where a random field is high: independent, or with correlation over four pixels, then with the same share open
+// in every channel or group.
 std::vector<std::uint16_t> masks_of(const Layer& layer, int images, Kind kind, double density, std::mt19937& random) {
   const int size = layer.size, words = layer.channels / kLanes, pixels = size * size;
   const bool group = kind == kGroup || kind == kGroupClustered, smooth = kind == kClustered || kind == kGroupClustered;
@@ -52,8 +60,9 @@ std::vector<std::uint16_t> masks_of(const Layer& layer, int images, Kind kind, d
       sorted = field;
       const int open = std::max(1, int(density * pixels + 0.5));
       std::nth_element(sorted.begin(), sorted.end() - open, sorted.end());
+      std::bernoulli_distribution alone(density);
       for (int p = 0; p < pixels; ++p) {
-        if (field[p] < sorted[pixels - open]) continue;
+        if (smooth ? field[p] < sorted[pixels - open] : !alone(random)) continue;
         for (int c = d * width; c < (d + 1) * width; ++c) {
           masks[(std::int64_t{image} * pixels + p) * words + c / kLanes] |= 1u << c % kLanes;
         }
@@ -85,8 +94,45 @@ double clock_rate() {
   return best;
 }
 
+// Zeroed floats in huge pages, as the engine's weights are.
+std::unique_ptr<float, decltype(&std::free)> huge(std::int64_t floats) {
+  constexpr std::size_t kPage = std::size_t{1} << 21;
+  const std::size_t bytes = (static_cast<std::size_t>(floats) * sizeof(float) + kPage - 1) / kPage * kPage;
+  auto* const memory = static_cast<float*>(std::aligned_alloc(kPage, bytes));
+  ::madvise(memory, bytes, MADV_HUGEPAGE);
+  std::fill_n(memory, bytes / sizeof(float), 0.0f);
+  return {memory, &std::free};
+}
+
+// GB/s of reading so many floats again and again, one after another: what weights cannot come faster than.
+double read_rate(std::int64_t floats) {
+  const auto memory = huge(floats);
+  double best = 0;
+  for (int i = 0; i < 5; ++i) {
+    const double start = now();
+    const auto* words = reinterpret_cast<const std::uint64_t*>(memory.get());
+    std::uint64_t sum = 0;
+    for (std::int64_t w = 0; w < floats / 2; ++w) sum += words[w];
+    asm volatile("" : : "r"(sum) : "memory");
+    best = std::max(best, 4e-9 * static_cast<double>(floats) / (now() - start));
+  }
+  return best;
+}
+
+// Weights that open decisions of `images` images read, in floats.
+std::int64_t touched(const std::vector<std::uint16_t>& masks, const Layer& layer, int first, int images, int rest) {
+  const int words = layer.channels / kLanes, pixels = layer.size * layer.size;
+  std::vector<std::uint16_t> any(words);
+  for (std::int64_t i = std::int64_t{first} * pixels * words; i < std::int64_t{first + images} * pixels * words; ++i) {
+    any[i % words] |= masks[i];
+  }
+  std::int64_t channels = 0;
+  for (std::uint16_t word : any) channels += __builtin_popcount(word);
+  return channels * layer.kernel * layer.kernel * rest;
+}
+
 void bench(const ConditionalKernels& k, const Layer& layer, int images, Kind kind, double density, double rate,
-           int lanes) {
+           int lanes, bool cold) {
   std::mt19937 random(1);
   const int channels = layer.channels, pad = layer.kernel / 2, input_size = layer.size * layer.stride;
   ConvShape shape{channels, channels, {layer.kernel, layer.kernel}, {layer.stride, layer.stride}, {pad, pad}, {1, 1},
@@ -101,31 +147,41 @@ void bench(const ConditionalKernels& k, const Layer& layer, int images, Kind kin
   Framed output(images, channels, layer.size, layer.size, 1, 0.5f);
   const std::vector<float> weight(std::int64_t{channels} * channels * layer.kernel * layer.kernel, 0.001f);
   const int decisions = group ? layer.blocks : channels;
-  Aligned packed(k.packed_size(shape, decisions), 0.0f), scratch(k.scratch_bytes(shape, input.map(), output.map()) / 4, 0.0f);
-  k.pack(shape, decisions, weight.data(), packed.data());
+  const std::int64_t size = k.packed_size(shape, decisions), next = (size + kLanes - 1) / kLanes * kLanes;
+  const std::int64_t copies = cold ? kColdFloats / next + 1 : 1;
+  const auto packed = huge(copies * next);
+  for (std::int64_t i = 0; i < copies; ++i) k.pack(shape, decisions, weight.data(), packed.get() + i * next);
+  Aligned scratch(k.scratch_bytes(shape, input.map(), output.map()) / 4, 0.0f);
   const std::vector<float> scale(channels, 0.5f), bias(channels, 0.5f);
   const std::vector<std::uint16_t> masks = masks_of(layer, images, kind, density, random);
   std::int64_t open = 0;
   for (std::uint16_t m : masks) open += __builtin_popcount(m);
 
   const int chunk = std::max(1, 512 / (layer.size * layer.size));  // as many images at a time as the engine takes
+  std::int64_t read = 0;
+  for (int image = 0; image < images; image += chunk) {
+    read += touched(masks, layer, image, std::min(chunk, images - image), channels - shape.inputs_per_block);
+  }
 
   std::vector<double> times;
   const double end = now() + 0.03;
-  for (int i = 0; i < 5 || now() < end; ++i) {
+  for (int i = 0; i < 5 || i < 2 * copies || now() < end; ++i) {
     const double start = now();
     for (int image = 0; image < images; image += chunk) {
-      k.run({&shape, packed.data(), input.map(), output.map(), scale.data(), bias.data(), 0.0f, 1e30f, nullptr,
+      k.run({&shape, packed.get() + i % copies * next, input.map(), output.map(), scale.data(), bias.data(), 0.0f, 1e30f, nullptr,
              masks.data(), decisions, image, std::min(images, image + chunk), 0, layer.size, 0, channels,
              scratch.data()});
     }
     times.push_back(now() - start);
   }
-  const double time = *std::min_element(times.begin(), times.end());
+  std::nth_element(times.begin(), times.begin() + times.size() / 2, times.end());
+  const double time = times[times.size() / 2];
   const double macs = double(open) * layer.kernel * layer.kernel * (channels - shape.inputs_per_block);
-  std::printf("%-15s %5d  %-15s %4.0f %% %10.1f us %8.1f cycles/output %7.1f GFLOP/s %5.1f %% of peak\n", layer.name,
+  std::printf("%-15s %5d  %-15s %4.0f %% %10.1f us %8.1f cycles/output %7.1f GFLOP/s %5.1f %% of peak %6.2f MB of weights "
+              "%5.1f GB/s\n", layer.name,
               images, kKinds[kind], 100.0 * open / (double(images) * layer.size * layer.size * channels), time * 1e6,
-              time * rate / open, 2e-9 * macs / time, 100 * macs / lanes / (time * rate));
+              time * rate / open, 2e-9 * macs / time, 100 * macs / lanes / (time * rate), 4e-6 * double(read),
+              4e-9 * double(read) / time);
 }
 
 }  // namespace
@@ -136,12 +192,15 @@ int main(int argc, char** argv) {
   const Isa isa = choose_isa(argc > 1 ? argv[1] : "", isas_in_build(), isas_in_cpu());
   const std::string wanted = argc > 2 ? argv[2] : "";
   const int batch = argc > 3 ? std::atoi(argv[3]) : 0;
+  const bool cold = argc > 4 && std::string(argv[4]) == "cold";
   const KernelSet kernels = kernel_set(isa);
   // Per cycle: one product of 512 bits, or two of 256 or 128.
   const int lanes = isa == Isa::avx512 || isa == Isa::avx2 ? 16 : 8;
   const double rate = clock_rate();
   std::printf("%s; %.2f GHz; peak %.1f GFLOP/s, if that is %d products a cycle\n", name(isa), rate * 1e-9,
               2e-9 * rate * lanes, lanes);
+  std::printf("streaming reads: %.0f GB/s from 8 MB, %.0f GB/s from 128 MB\n", read_rate(1 << 21),
+              read_rate(kColdFloats));
   for (const Layer& layer : kLayers) {
     if (std::string(layer.name).find(wanted) == std::string::npos) continue;
     for (int images : {1, 32}) {
@@ -150,7 +209,7 @@ int main(int argc, char** argv) {
         for (double density : {0.06, 0.2, 0.5}) {
           const bool group = kind == kGroup || kind == kGroupClustered;
           bench(group ? kernels.conditional_group : kernels.conditional_activation, layer, images, kind, density, rate,
-                lanes);
+                lanes, cold);
         }
       }
     }

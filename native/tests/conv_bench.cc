@@ -50,8 +50,10 @@ void measure(const ConvKernels& kernels, const Layer& l, Epilogue kind, double s
   const std::int64_t pixels = std::int64_t{1} * l.images * size * size;
   std::vector<std::uint16_t> masks(pixels * padded_channels(l.out) / kLanes);
   const float infinity = std::numeric_limits<float>::infinity();
-  const ConvEpilogue epilogue{kind, ones.data(), ones.data(), ones.data(), ones.data(), ones.data(), false, 0, 0,
-                              infinity, nullptr, masks.data()};
+  ConvEpilogue epilogue{};
+  epilogue.kind = kind, epilogue.scale = ones.data(), epilogue.bias = ones.data(), epilogue.high = infinity;
+  epilogue.score_scale = ones.data(), epilogue.score_bias = ones.data(), epilogue.threshold = ones.data();
+  epilogue.masks = masks.data();
   const ConvArgs args{&shape, packed.data(), input.map(), output.map(), epilogue, 0, pixels, 0,
                       padded_channels(l.out) / kLanes};
   std::vector<double> times;

@@ -42,7 +42,7 @@ struct Problem {
   int images, height, width, words;
   std::vector<float> weight;
   Framed input, residual;
-  std::vector<float> constants[5];  // scale, bias, score scale, score bias, threshold
+  std::vector<float> constants[6];  // scale, bias, score scale, score bias, threshold, gain
   ConvSums sums;
 
   static int out_size(const ConvShape& s, int axis, int size) {
@@ -73,11 +73,19 @@ struct Problem {
   int macs() const { return shape.inputs_per_block * shape.kernel[0] * shape.kernel[1]; }
 
   ConvEpilogue epilogue(Epilogue kind, bool with_residual, bool two_sided = false) const {
-    ConvEpilogue e{kind, constants[0].data(), constants[1].data(), nullptr, nullptr, nullptr, two_sided, 0.75f,
-                   -0.5f, 2.0f, with_residual ? &residual.map() : nullptr, nullptr};
+    ConvEpilogue e{};
+    e.kind = kind, e.scale = constants[0].data(), e.bias = constants[1].data(), e.low = -0.5f, e.high = 2.0f;
+    e.residual = with_residual ? &residual.map() : nullptr;
     if (kind == Epilogue::gate) {
       e.score_scale = constants[2].data(), e.score_bias = constants[3].data(), e.threshold = constants[4].data();
+      e.two_sided = two_sided, e.center = 0.75f, e.group_size = 1;
     }
+    return e;
+  }
+  // Decisions for groups, as large as vectors of so many lanes allow.
+  ConvEpilogue groups(int lanes, bool with_residual, bool two_sided) const {
+    ConvEpilogue e = epilogue(Epilogue::gate, with_residual, two_sided);
+    e.group_size = std::gcd(lanes, shape.out_channels), e.gain = constants[5].data();
     return e;
   }
 };
@@ -138,10 +146,18 @@ std::string problem_with(const Problem& p, const ConvEpilogue& e, const Part& pa
       const double sum = p.sums.sum[at], bound = 1.01 * kUnit * (p.macs() + 1) * p.sums.magnitude[at];
       bool raw = e.kind == Epilogue::raw;
       if (e.kind == Epilogue::gate) {
-        const double scaled = sum * e.score_scale[c], n = scaled + e.score_bias[c];
-        const double score = e.two_sided ? e.center - std::abs(n) : n;
-        const double band = std::abs(e.score_scale[c]) * bound +
-                            4 * kUnit * (std::abs(scaled) + std::abs(e.score_bias[c]) + std::abs(score));
+        double score = 0, band = 0, scores = 0;
+        for (int i = c - c % e.group_size; i < c - c % e.group_size + e.group_size; ++i) {
+          const double scaled = p.sums.sum[at - c + i] * e.score_scale[i], n = scaled + e.score_bias[i];
+          const double own = e.two_sided ? e.center - std::abs(n) : n;
+          const double error = 1.01 * kUnit * (p.macs() + 1) * p.sums.magnitude[at - c + i];
+          score += own, scores += std::abs(own);
+          band += std::abs(e.score_scale[i]) * error +
+                  4 * kUnit * (std::abs(scaled) + std::abs(e.score_bias[i]) + std::abs(own));
+        }
+        if (e.group_size > 1) {
+          score *= e.gain[c], band = std::abs(e.gain[c]) * (band + kUnit * (e.group_size + 1) * scores);
+        }
         if (std::abs(score - e.threshold[c]) <= band) {
           ++*undecided;
         } else if (bit != (score > e.threshold[c])) {
@@ -172,12 +188,13 @@ void check(const Problem& p, const char* what) {
   const std::int64_t n = p.pixels();
   const Part whole{0, n, 0, p.words}, part{n / 3, n - n / 5, p.words / 3, p.words};
   for (Isa isa : isas()) {
-    for (int variant = 0; variant < 7; ++variant) {
-      const Epilogue kind = variant < 2   ? Epilogue::plain
-                            : variant < 3 ? Epilogue::raw
-                            : variant < 6 ? Epilogue::gate
-                                          : Epilogue::masked;
-      const ConvEpilogue e = p.epilogue(kind, variant % 2 == 1, variant == 5);
+    for (int variant = 0; variant < 9; ++variant) {
+      const Epilogue kind = variant < 2    ? Epilogue::plain
+                            : variant < 3  ? Epilogue::raw
+                            : variant == 6 ? Epilogue::masked
+                                           : Epilogue::gate;
+      const ConvEpilogue e = variant < 7 ? p.epilogue(kind, variant % 2 == 1, variant == 5)
+                                         : p.groups(kernels(isa).lanes, variant % 2 == 1, variant == 7);
       for (const Part& range : {whole, part}) {
         Result result(p);
         if (kind == Epilogue::masked) {
@@ -224,6 +241,9 @@ TEST(pixels) {
 }
 
 TEST(batches) {
+  for (int images = 1; images <= 33; ++images) {
+    check(Problem(shape_of(5, 20, 1, Lists::contiguous), images, 2, 3, images), "batch");
+  }
   for (int images : {1, 2, 5, 33}) {
     check(Problem(shape_of(16, 32, 1, Lists::contiguous), images, 4, 4, images), "batch");
     check(Problem(shape_of(32, 32, 4, Lists::shuffled), images, 3, 5, images), "batch");

@@ -1,4 +1,5 @@
-// The instruction sets that a native test can run; those that it cannot are named in its output.
+// The instruction sets that a native test can run. Its output names every one, with what keeps it from those that it
+// cannot; tests/test_native_executables.py compares that with the CPU.
 #pragma once
 
 #include <algorithm>
@@ -15,10 +16,11 @@ inline const std::vector<Isa>& isas() {
     std::vector<Isa> both;
     for (Isa isa : kIsas) {
       if (std::count(in_build.begin(), in_build.end(), isa) == 0) {
-        std::printf("not tested, as the build lacks it: %s\n", name(isa));
+        std::printf("instruction set %s: not tested, as the build lacks it\n", name(isa));
       } else if (std::count(in_cpu.begin(), in_cpu.end(), isa) == 0) {
-        std::printf("not tested, as the CPU lacks it: %s\n", name(isa));
+        std::printf("instruction set %s: not tested, as the CPU lacks it\n", name(isa));
       } else {
+        std::printf("instruction set %s: tested\n", name(isa));
         both.push_back(isa);
       }
     }

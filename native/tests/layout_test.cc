@@ -29,20 +29,31 @@ Plan chain(int ops, int reach) {
   return plan;
 }
 
+Layout layout_of(const Plan& plan) { return {plan, std::vector<Held>(plan.values.size())}; }
+
 // Fills the arena as a run would: every input must still hold what its writer put there.
 bool keeps_values(const Plan& plan, const Layout& layout) {
   std::vector<float> arena(static_cast<std::size_t>(layout.arena_size(1)), -1.0f);
+  // Of the value in floats, and rounded to numbers as large.
   const auto whole = [&](int value) {
+    std::vector<std::pair<float*, float*>> parts;
     const Map map = layout.map(value, arena.data(), 1);
-    return std::pair(map.data, map.data + map.image_stride);
+    if (map.data != nullptr) parts.emplace_back(map.data, map.data + map.image_stride);
+    if (layout.held(value).rounded) {
+      const NarrowMap rounded = layout.rounded(value, arena.data(), 1);
+      float* const begin = reinterpret_cast<float*>(rounded.data);
+      parts.emplace_back(begin, begin + rounded.image_stride + kNarrowSlack / 4);
+    }
+    return parts;
   };
   const auto write = [&](int value) {
-    const auto [begin, end] = whole(value);
-    std::fill(begin, end, static_cast<float>(value));
+    for (const auto& [begin, end] : whole(value)) std::fill(begin, end, static_cast<float>(value));
   };
   const auto holds = [&](int value) {
-    const auto [begin, end] = whole(value);
-    return std::all_of(begin, end, [&](float x) { return x == static_cast<float>(value); });
+    const auto parts = whole(value);
+    return std::all_of(parts.begin(), parts.end(), [&](const auto& part) {
+      return std::all_of(part.first, part.second, [&](float x) { return x == static_cast<float>(value); });
+    });
   };
   write(plan.input);
   for (const Op& op : plan.ops) {
@@ -67,22 +78,36 @@ std::int64_t most_alive(const Plan& plan, const Layout& layout) {
 
 TEST(few_values) {
   const Plan plan = chain(300, 20);
-  const Layout layout(plan);
+  const Layout layout = layout_of(plan);
   CHECK(keeps_values(plan, layout));
   CHECK(layout.arena_size(1) <= most_alive(plan, layout) * 5 / 4);
 }
 
+TEST(rounded_values) {
+  for (int ops : {300, 6'000}) {
+    const Plan plan = chain(ops, 20);
+    std::vector<Held> held(plan.values.size());
+    for (std::size_t value = 1; value + 1 < held.size(); ++value) {
+      if (value % 3 != 0) held[value].rounded = {{1.0f, 0}, sizeof(float)};
+      held[value].floats = value % 3 != 1;
+    }
+    const Layout layout(plan, held);
+    CHECK(layout.map(1, nullptr, 1).data == nullptr);
+    CHECK(keeps_values(plan, layout));
+  }
+}
+
 TEST(many_values) {
   const Plan plan = chain(6'000, 20);
-  const Layout layout(plan);
+  const Layout layout = layout_of(plan);
   CHECK(keeps_values(plan, layout));
   CHECK(layout.arena_size(1) <= most_alive(plan, layout) * 3 / 2);
 }
 
 // As many as a plan may have operators: as little space as for fewer, and without the square of their number in time.
 TEST(very_many_values) {
-  CHECK(Layout(chain(100'000, 20)).arena_size(1) <= 3 * Layout(chain(6'000, 20)).arena_size(1));
-  CHECK(Layout(chain(100'000, 100'000)).arena_size(1) > Layout(chain(100'000, 20)).arena_size(1));
+  CHECK(layout_of(chain(100'000, 20)).arena_size(1) <= 3 * layout_of(chain(6'000, 20)).arena_size(1));
+  CHECK(layout_of(chain(100'000, 100'000)).arena_size(1) > layout_of(chain(100'000, 20)).arena_size(1));
 }
 
 TEST(memory) {

@@ -1,7 +1,8 @@
-// Plan files made in memory, and three valid ones that hold every kind of operator.
+// Plan files made in memory, and four valid ones that hold every kind of operator.
 #pragma once
 
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <string>
@@ -16,6 +17,15 @@ struct PlanFile {
   void floats(const std::string& name, const std::vector<int>& shape, float first = 0.5F) {
     std::vector<std::uint32_t> bits(elements(shape), std::bit_cast<std::uint32_t>(0.5F));
     bits[0] = std::bit_cast<std::uint32_t>(first);
+    add(name, "F32", shape, bits);
+  }
+
+  // Different numbers in [−1, 1].
+  void waves(const std::string& name, const std::vector<int>& shape) {
+    std::vector<std::uint32_t> bits(elements(shape));
+    for (std::size_t i = 0; i < bits.size(); ++i) {
+      bits[i] = std::bit_cast<std::uint32_t>(std::sin(7.0F * static_cast<float>(i + 1)));
+    }
     add(name, "F32", shape, bits);
   }
 
@@ -76,7 +86,7 @@ inline PlanFile convolutions() {
 {"kind": "conv", "name": "stem", "inputs": [0], "output": 1, "weight": "stem.weight", "bias": "stem.bias", "groups": 1,
  "stride": [1, 1], "padding": [2, 2], "dilation": [2, 2], "activation": "relu"},
 {"kind": "conv", "name": "down", "inputs": [1], "output": 2, "weight": "down.weight", "bias": "down.bias", "groups": 2,
- "stride": [2, 2], "padding": [1, 1], "dilation": [1, 1], "activation": "hardswish"},
+ "stride": [2, 2], "padding": [1, 1], "dilation": [1, 1], "activation": "hardswish", "precision": "bfloat16"},
 {"kind": "conv", "name": "point", "inputs": [2, 2], "output": 3, "weight": "point.weight", "bias": "down.bias",
  "groups": 1, "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "activation": "none", "input_scale": 0.25,
  "input_zero": 3},
@@ -119,6 +129,41 @@ inline PlanFile gated_convolutions() {
   file.ints("pixels.base", {2, 2}, {0, 2, 1, 3});
   file.ints("groups.base", {3, 1}, {5, 0, 0});
   file.ints("channels.base", {1, 3}, {3, 4, 5});
+  return file;
+}
+
+// In float32 throughout, decided pixel by pixel, some open and some not: maps of so many pixels that engines gate a batch
+// in several pieces, and more output channels than two words of a mask have bits.
+inline PlanFile float_gates() {
+  PlanFile file{R"({"version": 1, "producer": "test", "input": 0, "output": 3,
+"values": [{"shape": [5, 9, 8]}, {"shape": [33, 9, 8]}, {"shape": [18, 9, 8]}, {"shape": [18, 9, 8]}], "ops": [
+{"kind": "gated_conv", "name": "pixels", "inputs": [0], "output": 1, "weight": "pixels.weight",
+ "base_inputs": "pixels.base", "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "activation": "relu",
+ "granularity": "activation", "decisions": 33, "two_sided": false, "threshold": "thirty_three", "channel_bound": 0,
+ "score_scale": "thirty_three", "score_bias": "waves", "partial_scale": "thirty_three", "partial_bias": "waves",
+ "final_scale": "thirty_three", "final_bias": "waves"},
+{"kind": "gated_conv", "name": "groups", "inputs": [1], "output": 2, "weight": "groups.weight",
+ "base_inputs": "groups.base", "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "activation": "silu",
+ "granularity": "group", "decisions": 6, "two_sided": false, "threshold": "thresholds", "group_scale": "six",
+ "channel_bound": 0, "score_scale": "eighteen", "score_bias": "biases", "partial_scale": "eighteen",
+ "partial_bias": "biases", "final_scale": "eighteen", "final_bias": "biases"},
+{"kind": "gated_conv", "name": "sum", "inputs": [2, 2], "output": 3, "weight": "sum.weight",
+ "base_inputs": "sum.base", "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "activation": "relu6",
+ "granularity": "activation", "decisions": 18, "two_sided": true, "center": 0.75, "threshold": "eighteen",
+ "channel_bound": 0, "score_scale": "eighteen", "score_bias": "biases", "partial_scale": "eighteen",
+ "partial_bias": "biases", "final_scale": "eighteen", "final_bias": "biases"}]})"};
+  file.waves("pixels.weight", {33, 5, 3, 3});
+  file.waves("groups.weight", {18, 33, 1, 1});
+  file.waves("sum.weight", {18, 18, 1, 1});
+  file.floats("thirty_three", {33});
+  file.waves("waves", {33});
+  file.waves("biases", {18});
+  file.waves("thresholds", {6});
+  file.floats("six", {6});
+  file.floats("eighteen", {18});
+  file.ints("pixels.base", {3, 2}, {0, 1, 2, 3, 4, 0});
+  file.ints("groups.base", {2, 4}, {0, 8, 16, 32, 1, 2, 3, 4});
+  file.ints("sum.base", {1, 2}, {3, 7});
   return file;
 }
 

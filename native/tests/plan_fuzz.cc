@@ -1,6 +1,6 @@
 // Mutates valid plans and parses them: each must give a plan or a PlanError. Small plans are also run, on each
-// instruction set in turn. To be built with the address and undefined-behaviour sanitizers. Input i depends on i alone,
-// so `plan_fuzz 1 <i>` repeats one.
+// instruction set and by either path in turn. To be built with the address and undefined-behaviour sanitizers. Input i
+// depends on i alone, so `plan_fuzz 1 <i>` repeats one.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -149,8 +149,9 @@ bool small(const Plan& plan) {
     steps += static_cast<double>(elements(plan.values[op.output])) * taps * plan.values[op.inputs[0]].channels;
     if (op.kind == OpKind::adaptive_avg_pool) steps += static_cast<double>(elements(plan.values[op.inputs[0]]));
   }
+  const Layout layout(plan, held_values(plan, kernel_set(active_isa())));
   return steps < kMaxSteps && packed_bytes(plan) < kMaxBytes &&
-         sizeof(float) * static_cast<double>(Layout(plan).arena_size(kImages)) < kMaxBytes;
+         sizeof(float) * static_cast<double>(layout.arena_size(kImages)) < kMaxBytes;
 }
 
 // A file in memory, for an engine to open.
@@ -168,9 +169,12 @@ class MemoryFile {
 };
 
 // The buffers are exactly as large as they must be, so that the sanitizers see a byte beyond.
-void run(const Plan& plan, const std::string& bytes) {
+void run(const Plan& plan, const std::string& bytes, Path path) {
   const MemoryFile file(bytes);
-  const Engine engine(file.path(), 2);
+  Engine engine(file.path(), 2);
+  for (const LayerStats& layer : engine.stats()) {
+    if (layer.path) engine.set_path(layer.name, path);
+  }
   std::vector<float> input(static_cast<std::size_t>(kImages * elements(plan.values[plan.input])));
   for (std::size_t i = 0; i < input.size(); ++i) input[i] = std::sin(static_cast<float>(i));
   std::vector<float> output(static_cast<std::size_t>(kImages * elements(plan.values[plan.output])));
@@ -178,7 +182,7 @@ void run(const Plan& plan, const std::string& bytes) {
 }
 
 int fuzz(std::uint64_t count, std::uint64_t first) {
-  const std::vector<PlanFile> seeds{convolutions(), gated_convolutions(), everything_else()};
+  const std::vector<PlanFile> seeds{convolutions(), gated_convolutions(), float_gates(), everything_else()};
   std::uint64_t accepted = 0, ran = 0;
   double slowest = 0;
   for (std::uint64_t i = first; i < first + count; ++i) {
@@ -192,7 +196,7 @@ int fuzz(std::uint64_t count, std::uint64_t first) {
       ++accepted;
       if (small(plan)) {
         set_isa(name(isas()[i % isas().size()]));
-        run(plan, bytes);
+        run(plan, bytes, i / isas().size() % 2 == 0 ? Path::sparse : Path::masked);
         ++ran;
       }
     } catch (const PlanError&) {

@@ -10,31 +10,10 @@
 #include "engine/safetensors.h"
 #include "tests/check.h"
 #include "tests/plan_on_disk.h"
+#include "tests/wrong_plans.h"
 
 namespace headgate {
 namespace {
-
-Plan parse(const std::string& bytes) { return parse_plan(MappedFile::copy_of(bytes), "m"); }
-
-std::string replaced(std::string text, const std::string& from, const std::string& to) {
-  const std::size_t at = text.find(from);
-  CHECK(at != std::string::npos);
-  return at == std::string::npos ? text : text.replace(at, from.size(), to);
-}
-
-// An edit of a valid plan's description, and the error that it must give, after the file's name.
-struct Wrong {
-  const char *from, *to;
-  std::string message;
-};
-
-void check_wrong(const PlanFile& valid, const std::vector<Wrong>& edits) {
-  for (const Wrong& edit : edits) {
-    PlanFile file = valid;
-    file.plan = replaced(file.plan, edit.from, edit.to);
-    CHECK_THROWS(parse(file.bytes()), PlanError, "m: " + edit.message);
-  }
-}
 
 TEST(plan_convolutions) {
   const Plan plan = parse(convolutions().bytes());
@@ -158,47 +137,13 @@ TEST(wrong_convolutions) {
         kPoint + "input 1 must have the output's shape, [6, 4, 5], got [6, 8, 9]"},
        {R"("groups": 2)", R"("groups": 2, "gruops": 2)",
         kDown + R"(unknown attribute "gruops", got 2; accepted are name, kind, inputs, output, groups, )"
-        "weight, bias, stride, padding, dilation, activation"}});
+        "weight, bias, stride, padding, dilation, activation, precision"}});
 
   PlanFile file = convolutions();
   file.entries = replaced(file.entries, R"("stem.bias":{"dtype":"F32")", R"("stem.bias":{"dtype":"I32")");
   CHECK_THROWS(parse(file.bytes()), PlanError, "m: " + kStem + R"(bias: tensor "stem.bias" must be F32, got "I32")");
   file.entries = replaced(file.entries, R"("stem.bias":{"dtype":"I32")", R"("stem.bias":{"dtype":"F16")");
   CHECK_THROWS(parse(file.bytes()), PlanError, "m: " + kStem + R"(bias: tensor "stem.bias" must be F32, got "F16")");
-}
-
-TEST(eight_bit_convolutions) {
-  const Plan plan = parse(convolutions().bytes()), gated = parse(gated_convolutions().bytes());
-  CHECK(!plan.ops[0].int8 && plan.ops[2].int8 && plan.ops[2].int8->scale == 0.25F && plan.ops[2].int8->zero == 3);
-  CHECK(gated.ops[0].int8 && gated.ops[0].int8->scale == 2.0F && gated.ops[0].int8->zero == 0);
-  const std::string point = "operator 2 (conv \"point\"): ";
-  check_wrong(convolutions(),
-              {{"\"input_scale\": 0.25", "\"input_scale\": 0",
-                point + "input_scale must be a positive normal float32, got 0"},
-               {"\"input_scale\": 0.25", "\"input_scale\": -1",
-                point + "input_scale must be a positive normal float32, got -1"},
-               {"\"input_scale\": 0.25", "\"input_scale\": 1e-39",
-                point + "input_scale must be a positive normal float32, got 1e-39"},
-               {"\"input_scale\": 0.25,", "", point + "input_scale is missing; it must be a number that fits float32"},
-               {"\"input_zero\": 3", "\"input_zero\": 256",
-                point + "input_zero must be an integer in [0, 255], got 256"},
-               {",\n \"input_zero\": 3", "", point + "input_zero is missing; it must be an integer in [0, 255]"}});
-  const std::string every = "input_scale is accepted where every pixel decides by itself: granularity activation or "
-                            "group, and channel_bound 0";
-  check_wrong(gated_convolutions(),
-              {{R"("channel_bound": 0.25)", R"("channel_bound": 0.25, "input_scale": 1, "input_zero": 0)",
-                "operator 1 (gated_conv \"groups\"): " + every},
-               {R"("group_scale": "six")", R"("group_scale": "six", "input_scale": 1, "input_zero": 0)",
-                "operator 2 (gated_conv \"channels\"): " + every}});
-  PlanFile large{R"({"version": 1, "producer": "test", "input": 0, "output": 1,
-"values": [{"shape": [1, 257, 256]}, {"shape": [1, 1, 1]}], "ops": [
-{"kind": "conv", "name": "fc", "inputs": [0], "output": 1, "weight": "weight", "bias": "bias", "groups": 1,
- "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "activation": "none", "input_scale": 1, "input_zero": 0}]})"};
-  large.floats("weight", {1, 1, 257, 256});
-  large.floats("bias", {1});
-  CHECK_THROWS(parse(large.bytes()), PlanError,
-               "m: operator 0 (conv \"fc\"): input_scale is accepted where an output sums at most 65536 products, got "
-               "65792");
 }
 
 TEST(not_a_plan) {

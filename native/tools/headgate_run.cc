@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <fstream>
 #include <new>
 #include <numeric>
 #include <optional>
@@ -31,18 +32,21 @@ options:
   --output FILE.npy  write the results there, and print none
   --repeat N         run N times and print the median and the least time (default: 1)
   --shift OFFSET     add OFFSET standard deviations to every threshold: the run-time dial
-  --stats            print each operator's time, MACs and density
+  --paths PATHS      how gated convolutions complete open outputs: sparse, one by one; masked, by dense arithmetic; or
+                     timed, whichever is faster for each on the input (default: sparse)
+  --stats            print each operator's time, MACs and density, and the most memory that was resident
   --help             print this
 
 exit status: 0 done; 1 the plan, the input or the output is at fault; 2 wrong usage
 )";
 
-constexpr int kShownClasses = 5, kMaxThreads = 256;
+constexpr int kShownClasses = 5, kMaxThreads = 256, kTimedRepeats = 9;
 
 struct Options {
   std::string plan, input, output;
   int threads = 0, repeat = 1;
   float shift = 0.0f;
+  std::string paths = "sparse";
   bool stats = false;
 };
 
@@ -63,12 +67,19 @@ T number(const char* option, const char* text, T least, T most) {
   return value;
 }
 
+std::string one_of(const char* option, const std::string& text, const std::vector<std::string>& accepted) {
+  if (std::find(accepted.begin(), accepted.end(), text) != accepted.end()) return text;
+  std::string names;
+  for (const std::string& name : accepted) names += (names.empty() ? "" : ", ") + name;
+  throw UsageError(std::string(option) + " must be one of " + names + ", got " + text);
+}
+
 // Nothing where help was asked for.
 std::optional<Options> parse_arguments(int argc, char** argv) {
   const option known[] = {{"threads", required_argument, nullptr, 't'}, {"output", required_argument, nullptr, 'o'},
                           {"repeat", required_argument, nullptr, 'r'},  {"shift", required_argument, nullptr, 's'},
-                          {"stats", no_argument, nullptr, 'v'},         {"help", no_argument, nullptr, 'h'},
-                          {nullptr, 0, nullptr, 0}};
+                          {"paths", required_argument, nullptr, 'p'},   {"stats", no_argument, nullptr, 'v'},
+                          {"help", no_argument, nullptr, 'h'},          {nullptr, 0, nullptr, 0}};
   Options options;
   options.threads = std::min(usable_cores(), kMaxThreads);
   for (int name; (name = ::getopt_long(argc, argv, "h", known, nullptr)) != -1;) {
@@ -77,6 +88,7 @@ std::optional<Options> parse_arguments(int argc, char** argv) {
       case 'o': options.output = optarg; break;
       case 'r': options.repeat = number("--repeat", optarg, 1, 1'000'000); break;
       case 's': options.shift = number("--shift", optarg, -1e6f, 1e6f); break;
+      case 'p': options.paths = one_of("--paths", optarg, {"sparse", "masked", "timed"}); break;
       case 'v': options.stats = true; break;
       case 'h': return std::nullopt;
       default: throw UsageError("");  // getopt has said why
@@ -146,7 +158,8 @@ void print_results(const NpyArray& output, const MapShape& shape) {
 }
 
 void print_stats(const std::vector<LayerStats>& layers) {
-  std::printf("%-17s %10s %14s %14s %8s  %s\n", "kind", "ms/image", "dense MACs", "executed MACs", "density", "name");
+  std::printf("%-17s %10s %14s %14s %8s %-6s  %s\n", "kind", "ms/image", "dense MACs", "executed MACs", "density", "path",
+              "name");
   for (const LayerStats& layer : layers) {
     const double images = std::max(1.0, static_cast<double>(layer.images));
     std::printf("%-17s %10.4f %14.0f %14.0f ", layer.kind.c_str(), layer.milliseconds / images,
@@ -156,7 +169,28 @@ void print_stats(const std::vector<LayerStats>& layers) {
     } else {
       std::printf("%8s", "");
     }
-    std::printf("  %s\n", layer.name.c_str());
+    const char* path = !layer.path ? "" : *layer.path == Path::sparse ? "sparse" : "masked";
+    std::printf(" %-6s  %s\n", path, layer.name.c_str());
+  }
+}
+
+// The most memory of this process that was resident so far, in bytes; nothing where the system does not say.
+std::optional<double> peak_memory() {
+  std::ifstream status("/proc/self/status");
+  for (std::string word; status >> word;) {
+    double kibibytes = 0;
+    if (word == "VmHWM:" && status >> kibibytes) return 1024 * kibibytes;
+  }
+  return std::nullopt;
+}
+
+void choose_paths(Engine& engine, const std::string& paths, const NpyArray& input, std::int64_t images) {
+  if (paths == "timed") {
+    if (images > 0) engine.tune(input.values.data(), images, kTimedRepeats);
+    return;
+  }
+  for (const LayerStats& layer : engine.stats()) {
+    if (layer.path) engine.set_path(layer.name, paths == "masked" ? Path::masked : Path::sparse);
   }
 }
 
@@ -165,6 +199,7 @@ void run(const Options& options) {
   engine.shift_thresholds(options.shift);
   const NpyArray input = read_npy(options.input);
   const std::int64_t images = images_in(input, engine, options.input);
+  choose_paths(engine, options.paths, input, images);
   const MapShape shape = engine.output_shape();
   NpyArray output{array_shape(images, shape), std::vector<float>(static_cast<std::size_t>(images * elements(shape)))};
 
@@ -185,7 +220,10 @@ void run(const Options& options) {
                 static_cast<long long>(images), engine.threads(), name(active_isa()),
                 milliseconds[milliseconds.size() / 2], milliseconds[0]);
   }
-  if (options.stats) print_stats(engine.stats());
+  if (options.stats) {
+    print_stats(engine.stats());
+    if (const auto bytes = peak_memory()) std::printf("peak resident memory: %.1f MB\n", 1e-6 * *bytes);
+  }
   if (std::fflush(stdout) != 0) throw std::runtime_error("cannot write to the standard output");
 }
 

@@ -150,16 +150,22 @@ std::string header_of(const NpyArray& array) {
   return header + text;
 }
 
-// A new file beside the one that it is to become; removed again unless it was renamed.
+// A new file that takes the place of another when it is whole. Until then it has no name, so that a process that is killed
+// leaves nothing; where the file system knows no such files, it has one beside the target's.
 class Temporary {
  public:
   explicit Temporary(const std::string& target) : target_(resolved(target)), path_(target_ + ".XXXXXX") {
+    const std::size_t slash = target_.rfind('/');
+    const std::string folder = slash == std::string::npos ? "." : target_.substr(0, slash + 1);
+    file_ = ::open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0666);
+    if (file_ >= 0) return;
     file_ = ::mkstemp(path_.data());
     if (file_ < 0) fail();
+    named_ = true;
   }
   ~Temporary() {
     if (file_ >= 0) ::close(file_);
-    if (!renamed_) ::unlink(path_.c_str());
+    if (named_) ::unlink(path_.c_str());
   }
   Temporary(const Temporary&) = delete;
   Temporary& operator=(const Temporary&) = delete;
@@ -177,8 +183,20 @@ class Temporary {
     const mode_t mask = ::umask(0);  // mkstemp's files are for their owner alone
     ::umask(mask);
     if (::fchmod(file_, 0666 & ~mask) != 0 || ::fsync(file_) != 0) fail();
+    if (!named_) {
+      // Only a rename replaces a file, and only what has a name can be renamed: one that mkstemp finds free.
+      const std::string unnamed = "/proc/self/fd/" + std::to_string(file_);
+      const int taken = ::mkstemp(path_.data());
+      if (taken < 0) fail();
+      ::close(taken);
+      named_ = true;
+      if (::unlink(path_.c_str()) != 0 ||
+          ::linkat(AT_FDCWD, unnamed.c_str(), AT_FDCWD, path_.c_str(), AT_SYMLINK_FOLLOW) != 0) {
+        fail();
+      }
+    }
     if (::close(std::exchange(file_, -1)) != 0 || ::rename(path_.c_str(), target_.c_str()) != 0) fail();
-    renamed_ = true;
+    named_ = false;
   }
 
  private:
@@ -198,7 +216,7 @@ class Temporary {
   const std::string target_;
   std::string path_;
   int file_ = -1;
-  bool renamed_ = false;
+  bool named_ = false;  // path_ is there, and must go
 };
 
 }  // namespace

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from headgate.graph import ConvSite, conv_sites, norm_activation, norm_obstacle
 from headgate.nn.config import GateConfig
 from headgate.nn.control import gated_layers
 from headgate.nn.gated_conv import GatedConv2d
+from headgate.nn.selection import dividing_groups
 
 _BASE_PATH = ("activation", "group", "channel")  # granularities that split a layer's channels into groups
 
@@ -215,12 +215,6 @@ def _reason(site: ConvSite, config: GateConfig) -> str:
     return site.missing or ""
 
 
-def _divisor(conv: nn.Conv2d, groups: int) -> int:
-    """The largest number up to `groups` that divides the channels of each convolution group."""
-    common = math.gcd(conv.in_channels // conv.groups, conv.out_channels // conv.groups)
-    return max(d for d in range(1, min(groups, common) + 1) if common % d == 0)
-
-
 def _check_groups(config: GateConfig, candidates: list[ConvSite]) -> None:
     if config.granularity not in _BASE_PATH:
         return
@@ -237,10 +231,10 @@ def _plan(site: ConvSite, config: GateConfig, reason: str) -> LayerReport:
     conv = site.conv if isinstance(site.conv, _ConvNd) else None
     groups, lowered_from = config.groups, None
     if not reason and config.granularity in _BASE_PATH and isinstance(conv, nn.Conv2d):
-        groups = _divisor(conv, config.groups)
+        inputs, outputs = conv.in_channels // conv.groups, conv.out_channels // conv.groups
+        groups = dividing_groups(inputs, outputs, config.groups)
         lowered_from = config.groups if groups != config.groups else None
         if lowered_from and groups == 1:
-            inputs, outputs = conv.in_channels // conv.groups, conv.out_channels // conv.groups
             reason = f"no number up to groups={config.groups} but 1 divides its {inputs} inputs and {outputs} outputs"
     return LayerReport(
         name=site.name,

@@ -7,13 +7,15 @@ import operator
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headgate.errors import BackendError, ConfigError, DtypeError, PlanError, ShapeError
-from headgate.tuning import PATHS, ConditionalPath, PathChoice, PlanFile, check_path, recall, remember
+from headgate.errors import BackendError, CheckpointError, ConfigError, DtypeError, PlanError, ShapeError
+from headgate.tuning import PATHS, Circumstances, ConditionalPath, PathChoice, PlanFile, check_path, recall, remember
 
 __all__ = ["Engine", "LayerStats", "PathChoice"]
 
@@ -32,8 +34,8 @@ class LayerStats:
         dense_macs: what the dense layer would have cost.
         executed_macs: what was computed, as `headgate.count` counts; the same where nothing is gated.
         decisions, open_decisions: of a gated convolution's gates, over all images; 0 elsewhere.
-        path: how a gated convolution completes its open outputs, "sparse" or "masked"; "" elsewhere, and in
-            8-bit integers, where there is no choice. The masked path computes more than `executed_macs` counts.
+        path: how a gated convolution completes its open outputs, "sparse" or "masked"; "" elsewhere. The masked path
+            computes more than `executed_macs` counts.
     """
 
     name: str
@@ -59,7 +61,7 @@ class Engine:
         path: what `headgate.export` wrote.
         threads: of one call; None: as many as this process may use cores.
         paths: how gated convolutions complete their open outputs: "sparse", one by one, with work in proportion to
-            their number; "masked", by a dense convolution of the pixels that have any; "tuned", as `tune` found for
+            their number; "masked", by a dense convolution of which what is open is kept; "tuned", as `tune` found for
             this plan, CPU, instruction set and number of threads, and sparse where it never ran. Or one of the first
             two for each layer named in a mapping, others as tuned.
     Raises:
@@ -77,10 +79,10 @@ class Engine:
         threads: int | None = None,
         paths: str | Mapping[str, ConditionalPath] = "tuned",
     ) -> None:
-        count = min(len(os.sched_getaffinity(0)), MAX_THREADS) if threads is None else operator.index(threads)
+        native = _native()
+        count = min(native.usable_cores(), MAX_THREADS) if threads is None else operator.index(threads)
         if not 1 <= count <= MAX_THREADS:
             raise ConfigError(f"threads must be in [1, {MAX_THREADS}], got {count}")
-        native = _native()
         try:
             self._engine = native.Engine(os.fsdecode(path), count)
         except native.PlanError as error:
@@ -92,8 +94,8 @@ class Engine:
         except MemoryError:
             raise MemoryError(f"{os.fsdecode(path)}: not enough memory to load the plan") from None
         self._shape: tuple[int, int, int] = self._engine.input_shape
-        self._isa: str = native.active_isa()
         self._file = PlanFile.of(os.fsdecode(path))
+        self._circumstances = Circumstances(kernels=_build_of(native), isa=native.active_isa(), threads=self.threads)
         self._choose(paths)
 
     @property
@@ -121,11 +123,11 @@ class Engine:
         elif isinstance(paths, str) and paths != "tuned":
             raise ConfigError(f"paths must be one of tuned, {', '.join(PATHS)}, or a mapping, got {paths!r}")
         else:
-            tuned = recall(self._file, isa=self._isa, threads=self.threads)
+            tuned = recall(self._file, self._circumstances)
             chosen = {name: path for name, path in tuned.items() if name in gated}
             for name, path in () if isinstance(paths, str) else paths.items():
                 if name not in gated:
-                    raise ConfigError(f"paths must name gated convolutions that have both paths, got {name!r}")
+                    raise ConfigError(f"paths must name gated convolutions, got {name!r}")
                 chosen[name] = check_path(name, path)
         for name, path in chosen.items():
             self._engine.set_path(name, path == "masked")
@@ -171,8 +173,10 @@ class Engine:
 
         Raises: ConfigError: the offset, or the sum of all offsets, is not finite.
         """
+        if isinstance(offset, bool) or not isinstance(offset, Real):
+            raise ConfigError(f"offset must be a number, got {offset!r}")
         try:
-            self._engine.shift_thresholds(offset)
+            self._engine.shift_thresholds(float(offset))
         except ValueError as error:
             raise ConfigError(str(error)) from None
 
@@ -185,13 +189,14 @@ class Engine:
         Args:
             images: as for a call, at least one.
             repeats: of each path; medians count.
-            keep: remember the choice for later engines of the same plan, CPU, instruction set and number of threads.
-        Returns: a choice for each gated convolution that has both paths, in order of execution.
+            keep: remember the choice for later engines of the same plan, CPU, build, instruction set and number of
+                threads, instead of what was remembered before: one choice serves batches of every size.
+        Returns: a choice for each gated convolution, in order of execution.
         Raises:
             ShapeError, DtypeError: as for a call; or there are no images.
             ConfigError: repeats < 1.
-            CheckpointError: the choice cannot be kept, or the file is no longer what was loaded; the engine has the
-                choice nevertheless.
+            CheckpointError: the file is no longer what was loaded, so that nothing was timed; or the choice cannot be
+                kept, but the engine has it.
             MemoryError: there is not enough for the weights of both paths.
         """
         array = self._check(images)
@@ -200,13 +205,17 @@ class Engine:
         if repeats < 1:
             raise ConfigError(f"repeats must be ≥ 1, got {repeats}")
         try:
-            choices = [PathChoice.of_times(*times) for times in self._engine.time_paths(array, repeats)]
+            self._file.require_unchanged()  # the weights of a path that was never taken are read from it
+        except FileNotFoundError:
+            pass  # one that is gone is still mapped, whole
+        except OSError as error:
+            raise CheckpointError(f"cannot time the paths: {error}") from None
+        try:
+            choices = [_choice(*values) for values in self._engine.tune(array, repeats)]
         except MemoryError:
             raise MemoryError("not enough memory to hold the weights of both paths; choose them by name") from None
-        for choice in choices:
-            self._engine.set_path(choice.name, choice.path == "masked")
         if keep and choices:
-            remember(self._file, isa=self._isa, threads=self.threads, batch=len(array), choices=choices)
+            remember(self._file, self._circumstances, batch=len(array), choices=choices)
         return choices
 
     def stats(self) -> list[LayerStats]:
@@ -219,6 +228,10 @@ class Engine:
         self._engine.reset_stats()
 
 
+def _choice(name: str, density: float, sparse_ms: float, masked_ms: float, path: str) -> PathChoice:
+    return PathChoice(name=name, density=density, sparse_ms=sparse_ms, masked_ms=masked_ms, path=check_path(name, path))
+
+
 def _native() -> Any:
     try:
         return importlib.import_module("headgate._native")
@@ -226,6 +239,12 @@ def _native() -> Any:
         raise BackendError(
             "this installation of headgate has no native module; install it with a C++20 compiler at hand"
         ) from None
+
+
+def _build_of(native: Any) -> str:
+    """Tells builds of the native module apart: measured times do not outlive the kernels."""
+    status = Path(native.__file__).stat()
+    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def _from_dlpack(images: Any) -> NDArray[Any]:

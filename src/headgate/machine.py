@@ -13,10 +13,19 @@ FLAGS: Final = (
 )  # fmt: skip
 """Of /proc/cpuinfo: what decides how fast inference can be."""
 
+_NUMBERS: Final = ("cpu family", "model", "stepping", "CPU implementer", "CPU variant", "CPU revision")
+
 
 def cpu_model() -> str:
     """The CPU's model, as the system calls it."""
     return _cpu()[0] or platform.processor() or platform.machine()
+
+
+def cpu_identity() -> str:
+    """The model with its numbers, where the system tells them: names are shared by generations, in clouds above all."""
+    fields = _cpuinfo()
+    numbers = [f"{name} {fields[name]}" for name in _NUMBERS if name in fields]
+    return ", ".join([cpu_model(), *numbers])
 
 
 def describe() -> dict[str, Any]:
@@ -40,13 +49,19 @@ def computes_bf16() -> bool:
 
 def _cpu() -> tuple[str, set[str]]:
     """Model name (on AArch64: part number) and flags from /proc/cpuinfo; empty where there is none."""
+    fields = _cpuinfo()
+    model = fields.get("model name", fields.get("CPU part", ""))
+    return model, {*fields.get("flags", fields.get("Features", "")).split()}
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first core's fields of /proc/cpuinfo; none where there is no such file."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return "", set()
+        return {}
     fields: dict[str, str] = {}
     for line in lines:
         name, _, value = line.partition(":")
         fields.setdefault(name.strip(), value.strip())
-    model = fields.get("model name", fields.get("CPU part", ""))
-    return model, {*fields.get("flags", fields.get("Features", "")).split()}
+    return fields

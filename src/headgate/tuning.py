@@ -8,21 +8,19 @@ import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, cast, get_args
+from typing import Final, Literal, cast, get_args
 
 from headgate.errors import CheckpointError, ConfigError
 from headgate.files import cache_folder, write_atomic
-from headgate.machine import cpu_model
+from headgate.machine import cpu_identity
 
-__all__ = ["ConditionalPath", "PathChoice", "recall", "remember"]
+__all__ = ["Circumstances", "ConditionalPath", "PathChoice", "recall", "remember"]
 
 ConditionalPath = Literal["sparse", "masked"]
-"""How a gated convolution completes its open outputs: one by one; or by a dense convolution, of the pixels with any."""
+"""How a gated convolution completes its open outputs: one by one; or by a dense convolution, of which they are kept."""
 PATHS: Final = get_args(ConditionalPath)
-VERSION: Final = 1
+VERSION: Final = 2
 _LOG = logging.getLogger(__name__)
-ADVANTAGE: Final = 0.97
-"""The masked path must take less than so much of the sparse path's time: what lies closer is noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +39,6 @@ class PathChoice:
     sparse_ms: float
     masked_ms: float
     path: ConditionalPath
-
-    @classmethod
-    def of_times(cls, name: str, density: float, sparse_ms: float, masked_ms: float) -> PathChoice:
-        """Choose by time."""
-        path: ConditionalPath = "masked" if masked_ms < ADVANTAGE * sparse_ms else "sparse"
-        return cls(name=name, density=density, sparse_ms=sparse_ms, masked_ms=masked_ms, path=path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +66,13 @@ class PlanFile:
         """
         with self.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
+        self.require_unchanged()
+        return digest
+
+    def require_unchanged(self) -> None:
+        """Raises OSError: it is gone, or another than it was."""
         if _stamp(self.path) != self.stamp:
             raise OSError(f"{self.path} changed since it was loaded")
-        return digest
 
 
 def _stamp(path: Path) -> tuple[int, int, int, int]:
@@ -94,39 +90,60 @@ def check_path(layer: str, path: str) -> ConditionalPath:
     return cast(ConditionalPath, path)
 
 
-def remember(plan: PlanFile, *, isa: str, threads: int, batch: int, choices: list[PathChoice]) -> Path:
-    """Keep what was measured for a plan's contents, this CPU, instruction set and number of threads.
+@dataclass(frozen=True, kw_only=True)
+class Circumstances:
+    """What measured times hold for, beside the plan's contents and this CPU.
+
+    Attributes:
+        kernels: which build of the native module ran.
+        isa: the instruction set that it used.
+        threads: of a call.
+    """
+
+    kernels: str
+    isa: str
+    threads: int
+
+    def key(self, plan: PlanFile) -> str:
+        """The start of a record's file name: all that can be told without reading the plan."""
+        known = [VERSION, plan.stamp[2], cpu_identity(), *asdict(self).values()]
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:24]
+
+
+def remember(plan: PlanFile, circumstances: Circumstances, *, batch: int, choices: list[PathChoice]) -> Path:
+    """Keep what was measured for a plan's contents on this CPU; it replaces what was measured before, of any batch.
 
     Returns: the file, below `$XDG_CACHE_HOME/headgate/paths` (default `~/.cache`).
     Raises: CheckpointError: it cannot be written, or the plan is no longer what was loaded.
     """
     try:
         folder = _folder()
-        circumstances = _circumstances(plan, isa, threads)
+        digest = plan.digest()
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"cannot remember what was measured: {error}") from error
-    record = circumstances | {"batch": batch, "layers": [asdict(choice) for choice in choices]}
+    record = {"version": VERSION, "plan": digest, "cpu": cpu_identity()} | asdict(circumstances)
+    record |= {"batch": batch, "layers": [asdict(choice) for choice in choices]}
     with contextlib.suppress(OSError):  # writing below it says what is wrong
         folder.mkdir(parents=True, exist_ok=True)
-    file = folder / _file_name(record)
+    file = folder / _file_name(circumstances.key(plan), digest)
     write_atomic(file, json.dumps(record, indent=1) + "\n")
     return file
 
 
-def recall(plan: PlanFile, *, isa: str, threads: int) -> dict[str, ConditionalPath]:
+def recall(plan: PlanFile, circumstances: Circumstances) -> dict[str, ConditionalPath]:
     """The path of each layer as remembered for these circumstances; empty where nothing is.
 
     A file that cannot be read counts as none, and so does a user without a home.
     """
     file: Path | None = None
     try:
-        folder = _folder()
-        if not folder.is_dir():  # nothing was ever remembered: save reading the plan for its digest
+        folder, key = _folder(), circumstances.key(plan)
+        if not any(folder.glob(f"{key}-*.json")):  # save reading the whole plan for its digest
             return {}
-        expected = _circumstances(plan, isa, threads)
-        file = folder / _file_name(expected)
+        digest = plan.digest()
+        file = folder / _file_name(key, digest)
         record = json.loads(file.read_text("utf-8"))
-        if any(record[key] != value for key, value in expected.items()):
+        if (record["version"], record["plan"]) != (VERSION, digest):
             return {}
         return {str(layer["name"]): check_path(layer["name"], layer["path"]) for layer in record["layers"]}
     except FileNotFoundError:
@@ -140,10 +157,5 @@ def _folder() -> Path:
     return cache_folder() / "paths"
 
 
-def _circumstances(plan: PlanFile, isa: str, threads: int) -> dict[str, Any]:
-    return {"version": VERSION, "plan": plan.digest(), "cpu": cpu_model(), "isa": isa, "threads": threads}
-
-
-def _file_name(circumstances: dict[str, Any]) -> str:
-    key = hashlib.sha256(json.dumps([circumstances[k] for k in ("plan", "cpu", "isa", "threads")]).encode())
-    return f"{key.hexdigest()[:32]}.json"
+def _file_name(key: str, digest: str) -> str:
+    return f"{key}-{digest[:16]}.json"

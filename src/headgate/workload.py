@@ -319,7 +319,7 @@ def save_traces(path: str | os.PathLike[str], traces: Sequence[GateTrace]) -> No
         arrays[f"open_counts_{i}"] = trace.open_counts
         if trace.packed is not None:
             arrays[f"packed_{i}"] = trace.packed
-    with atomic_write(path) as part, part.open("xb") as file:
+    with atomic_write(path) as part, part.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,16 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from quick_bench import QUICK, bench, computing
 from torch import nn
 
-import headgate as hg
 from headgate import cli
 from headgate.benchmarking import Request
 from headgate.benchmarking import run as runs
 from headgate.benchmarking import work as works
-from headgate.benchmarking.libraries.library import Absent, Images, Library, Runner, Work
+from headgate.benchmarking.libraries.library import Absent, Library, Runner, Work
+from headgate.cli.bench import Bench
 from headgate.errors import BenchmarkError, ConfigError
-from headgate.models import create
 
 SYNTHETIC = Request(
     models=("digits-cnn",),
@@ -34,29 +36,10 @@ SYNTHETIC = Request(
     threads=("one",),
     repeats=2,
 )
-QUICK = ["--batches", "1", "--threads", "one", "--repeats", "2"]
-
-
-def bench(request: Request, folder: Path) -> works.Bench:
-    return works.Bench(request, 1, folder, lambda *_: None)
 
 
 def with_against(request: Request, *against: str) -> Request:
     return Request.from_dict(request.to_dict() | {"against": against})
-
-
-def computing(name: str, change: Any) -> Library:
-    """A library that runs the network in torch and changes its output."""
-
-    def build(work: Work) -> Runner:
-        def run(images: Images) -> Images:
-            with torch.no_grad():
-                output: Images = change(work.module(torch.from_numpy(images)).numpy())
-                return output
-
-        return run
-
-    return Library(name=name, title=name, packages=(), build=build, runs=("dense", "pruned"))
 
 
 def test_everything_in_one_child(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,17 +62,6 @@ def test_everything_in_one_child(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_a_plan_is_timed_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = tmp_path / "m.hgplan"
-    hg.export(create("digits-cnn").eval(), plan, example_input=torch.zeros(1, 1, 8, 8))
-    np.save(tmp_path / "x.npy", np.zeros((3, 1, 8, 8), np.float32))
-    assert cli.main(["bench", str(plan), "--data", str(tmp_path / "x.npy"), *QUICK]) == 0
-    assert "a plan holds no dense weights" in " ".join(capsys.readouterr().out.split())
-    np.save(tmp_path / "x.npy", np.zeros((3, 1, 8, 9), np.float32))
-    assert cli.main(["bench", str(plan), "--data", str(tmp_path / "x.npy"), *QUICK]) == 1
-    assert "data must hold images of (1, 8, 8)" in capsys.readouterr().err
-
-
 def test_trained_networks_decide_on_real_images(tmp_path: Path, cifar10: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(works, "LIBRARIES", ())
     names = ("resnet20-cifar10-activation", "resnet20-cifar10-group")
@@ -108,15 +80,88 @@ def test_trained_networks_decide_on_real_images(tmp_path: Path, cifar10: Path, m
     assert findings.network == "resnet20-cifar10-dense"
 
 
-def test_a_rival_that_computes_something_else_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for change, message in (
-        (lambda y: 1.01 * y, "must compute what torch does"),
-        (lambda y: y * np.nan, "must compute what torch does"),
-        (lambda y: y[:, :3], "must give an output of"),
+def test_a_rival_that_computes_something_else_is_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, change, message in (
+        ("off", lambda y: 1.01 * y, "must compute what torch does"),
+        ("nan", lambda y: y * np.nan, "must compute what torch does"),
+        ("cut", lambda y: y[:, :3], "must give an output of"),
     ):
-        monkeypatch.setattr(works, "LIBRARIES", (computing("torch", change),))
-        with pytest.raises(BenchmarkError, match=message):
-            bench(with_against(SYNTHETIC, "torch"), tmp_path).findings()
+        monkeypatch.setattr(works, "LIBRARIES", (computing("torch", change), computing("ncnn", lambda y: y)))
+        (tmp_path / name).mkdir()
+        findings = bench(with_against(SYNTHETIC, "torch", "ncnn"), tmp_path / name).findings()
+        (label,) = findings.absent
+        assert label == "torch, dense, float32"
+        assert message in findings.absent[label]
+        assert [timed.name for timed in findings.settings[0].timed if not timed.ours] == ["ncnn"]
+
+
+def test_an_engine_that_computes_something_else_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(works, "reference", lambda *_: np.ones((2, 10), np.float32))
+    with pytest.raises(BenchmarkError, match="headgate: dense must compute what torch does"):
+        bench(with_against(SYNTHETIC), tmp_path).findings()
+
+
+def test_precisions_are_compared_with_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(works, "LIBRARIES", (computing("torch", lambda y: y), computing("ncnn", lambda y: y)))
+    request = Request.from_dict(
+        with_against(SYNTHETIC, "torch", "int8", "grouped").to_dict() | {"precisions": ["float32", "int8"]}
+    )
+    findings = bench(request, tmp_path).findings()
+    (setting,) = findings.settings
+    dense = [(timed.name, timed.dtype) for timed in setting.timed if timed.kind == "dense" and not timed.ours]
+    assert dense == [("torch", "float32"), ("torch", "int8"), ("ncnn", "int8")]
+    pruned = [(timed.name, timed.dtype) for timed in setting.timed if timed.kind == "pruned"]
+    assert {*pruned} == {(name, dtype) for name in ("torch", "headgate") for dtype in ("float32", "int8")}
+    gated = [(timed.network, timed.dtype) for timed in setting.timed if timed.kind == "gated"]
+    assert gated == [(name, dtype) for name in ("iid, 20 %", "group, 20 %") for dtype in ("float32", "int8")]
+    assert [(about.name, about.dtype) for about in findings.gated] == gated
+    assert [(table.network, table.dtype) for table in setting.layers] == gated
+    plans = [about.plan_bytes for about in findings.gated]
+    assert plans[0] != plans[1]
+    for timed in setting.timed:
+        best = setting.best(timed.dtype)
+        assert best is not None
+        assert best.dtype == timed.dtype
+        assert setting.speedup(timed) == best.ms.median / timed.ms.median
+    for table in setting.layers:
+        own = [x for x in setting.timed if x.ours and x.kind == "dense" and x.dtype == table.dtype]
+        assert len(own) == 1
+        assert all(layer.dense_ms is not None for layer in table.gated)
+        whole, best = setting.whole(table), setting.best(table.dtype)
+        assert whole is not None
+        assert best is not None
+        assert whole.dense_ms == best.ms.median
+    assert setting.best("bfloat16") is None
+
+
+def test_a_library_that_takes_the_process_down_is_absent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The child is a script that sends what a worker does, and dies where it is to try the second library."""
+    script = tmp_path / "python"
+    script.write_text(
+        f"""#!{sys.executable}
+import json, os, sys
+task = json.load(sys.stdin)
+with os.fdopen(task["events"], "w", buffering=1) as events:
+    for label in ("A", "B", "C"):
+        if label in task["absent"]:
+            continue
+        print(json.dumps({{"attempt": label}}), file=events)
+        if label == "B":
+            print("heap is corrupt")
+            sys.stdout.flush()
+            os.abort()
+        print(json.dumps({{"attempt": None}}), file=events)
+    if "C" not in task["absent"] and task["request"]["seed"]:
+        os.abort()
+    print(json.dumps({{"error": ["BenchmarkError", str(task["absent"])]}}), file=events)
+"""
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr(runs.sys, "executable", str(script))
+    with pytest.raises(BenchmarkError, match=r"\{'B': 'its process died with exit code -6: heap is corrupt'\}"):
+        runs.benchmark(SYNTHETIC)
+    with pytest.raises(BenchmarkError, match="the process that timed died with exit code -6: it said nothing"):
+        runs.benchmark(Request.from_dict(SYNTHETIC.to_dict() | {"seed": 1}))
 
 
 def test_a_rival_that_cannot_run_is_absent_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +192,7 @@ def test_a_rival_that_cannot_run_is_absent_with_its_reason(tmp_path: Path, monke
     }
     (setting,) = findings.settings
     assert [timed.name for timed in setting.timed] == ["torch-compile", "headgate", "headgate", "headgate"]
-    assert setting.best == setting.timed[0]
+    assert setting.best("float32") == setting.timed[0]
 
 
 def test_an_engine_that_decides_otherwise_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,16 +223,22 @@ def test_held_to_an_instruction_set() -> None:
         (["digits-cnn", "--density", "1.5", "--mask", "iid"], "density must be in [0, 1)"),
         (["digits-cnnn", "--density", "0.1", "--mask", "iid", "--groups", "4"], "did you mean"),
         (["digits-cnn", "--density", "0.1", "--mask", "iid", "--data", "x"], "drop data and dense"),
-        (["digits-cnn", "digits-cnn", "--density", "0.1", "--mask", "iid"], "one architecture is timed, got 2"),
+        (["digits-cnn", "resnet20", "--density", "0.1", "--mask", "iid"], "one architecture is timed, got 2"),
         (["digits-cnn", "--density", "0.1", "--mask", "iid", "--groups", "999"], "groups must not exceed"),
-        (["a.hgplan", "b.hgplan"], "a plan is timed by itself, got 2"),
-        (["a.hgplan", "--dense", "resnet20-cifar10-dense"], "it holds no dense weights"),
+        (["a.hgplan", "b.hgplan"], "one plan is timed at a time, got 2"),
+        (
+            ["a.hgplan", "--dense", "resnet20-cifar10-dense"],
+            "with its own gates held open, got dense=",
+        ),
         (["a.hgplan"], "a.hgplan"),
         (["resnet20-cifar10-dense"], "data must be given"),
         (["resnet20-cifar10-dense", "--image", "3", "32", "32"], "image is for the synthetic mode"),
         (["resnet20-cifar10-dense", "--data", "/no/such/folder"], "/no/such/folder"),
         (["resnet20-cifar10-dense", "--against", "tflite"], "against must be of all, torch"),
         (["resnet20-cifar10-dense", "--repeats", "1"], "repeats must be in [2"),
+        (["resnet20-cifar10-dense", "--precision", "int8", "int8"], "precision must hold each value once"),
+        (["resnet20-cifar10-dense", "--batches", "4", "1", "4"], "batches must hold each value once, got 4 1 4"),
+        (["a.hgplan", "--precision", "int8"], "a plan has its own precision, got precision=int8"),
         (["resnet20-cifar10-dense", "--batches", "0"], "batches must be in [1"),
         (["a.hgplan", "--out", "/no/such/folder/x"], "out must be in a folder that exists"),
     ],
@@ -249,8 +300,15 @@ def wait_for_children(parent: int) -> list[int]:
 
 
 def test_a_request_says_how_to_ask_for_it_again() -> None:
-    request = Request(models=("a b",), data="x", batches=(4,), threads=("all",), held="avx2")
-    assert request.command() == "headgate bench 'a b' --data x --batches 4 --threads all --isa avx2"
+    request = Request(models=("a b",), data="x", precisions=("int8",), batches=(4,), threads=("all",), held="avx2")
+    assert request.command() == ("headgate bench 'a b' --data x --precision int8 --batches 4 --threads all --isa avx2")
     assert Request.from_dict(json.loads(json.dumps(request.to_dict()))) == request
-    with pytest.raises(ConfigError, match="models must name at least one"):
+    with pytest.raises(ConfigError, match="models must hold at least one"):
         Request(models=())
+
+
+def test_every_option_has_an_example() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "benchmark.md").read_text("utf-8")
+    commands = " ".join(re.findall(r"^headgate bench .*", text, re.MULTILINE))
+    for field in dataclasses.fields(Bench):
+        assert field.name == "models" or f"--{field.name} " in commands

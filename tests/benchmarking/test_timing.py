@@ -77,14 +77,14 @@ def test_theory_measured_and_fraction() -> None:
     slow, fast = layer("a", 3.0, 1.5), layer("b", 1.0, 0.5, macs=300.0, executed=75.0)
     assert (slow.theory, slow.measured, slow.fraction) == (4.0, 2.0, 0.5)
     stem = replace(slow, decisions=0, executed_macs=100.0)
-    total = LayerTable(network="x", layers=(stem, slow, fast)).total
+    total = LayerTable(network="x", dtype="float32", layers=(stem, slow, fast)).total
     assert total is not None
     assert (total.theory, total.measured, total.fraction) == (4.0, 2.0, 0.5)
     assert layer("c", None, 1.0).fraction is None
-    partly = LayerTable(network="x", layers=(slow, layer("c", None, 1.0))).total
+    partly = LayerTable(network="x", dtype="float32", layers=(slow, layer("c", None, 1.0))).total
     assert partly is not None
     assert partly.measured is None
-    assert LayerTable(network="x", layers=(stem,)).total is None
+    assert LayerTable(network="x", dtype="float32", layers=(stem,)).total is None
 
 
 def timed(name: str, kind: str, ms: float, dtype: str = "float32") -> Timed:
@@ -106,7 +106,7 @@ def record() -> Record:
             timed("headgate", "dense", 5.0),
             timed("headgate", "gated", 2.0),
         ),
-        layers=(LayerTable(network="gated", layers=(layer("a", 3.0, 1.5),)),),
+        layers=(LayerTable(network="gated", dtype="float32", layers=(layer("a", 3.0, 1.5),)),),
     )
     spread = Spread(median=1.0, q1=1.0, q3=1.0)
     findings = Findings(
@@ -116,6 +116,7 @@ def record() -> Record:
         gated=(
             Gated(
                 name="gated",
+                dtype="float32",
                 images="4 images: white noise",
                 dense_macs=100,
                 executed_macs=25,
@@ -141,12 +142,14 @@ def record() -> Record:
 
 def test_the_best_of_each_kind() -> None:
     setting = record().settings[0]
-    assert setting.best == setting.timed[1]
+    assert setting.best("float32") == setting.timed[1]
+    assert setting.best("bfloat16") == setting.best_of_any_dtype
+    assert setting.best("int8") is None
     assert setting.best_of_any_dtype == setting.timed[2]
     assert setting.best_pruned == setting.timed[4]
     assert setting.speedup(setting.timed[-1]) == 3.0
     alone = replace(setting, timed=setting.timed[-1:])
-    assert alone.best is None
+    assert alone.best("float32") is None
     assert alone.speedup(alone.timed[0]) is None
     assert alone.whole(alone.layers[0]) is None
 
@@ -162,8 +165,8 @@ def test_record_and_picture_are_written_whole(tmp_path: Path) -> None:
     stored = json.loads((tmp_path / "r.json").read_text("utf-8"))
     assert stored["command"] == "headgate bench net"
     derived = stored["findings"][0]["settings"][1]["derived"]
-    assert derived["best_of_any_dtype"] == "OpenVINO, dense, bfloat16"
-    assert derived["speedup_over_best"]["headgate, gated, float32"] == 3.0
+    assert derived["best_of_any_dtype"] == "OpenVINO: dense, bfloat16"
+    assert derived["speedup_over_best"]["headgate: gated"] == 3.0
     assert derived["gated_layers"] == {"gated": {"theory": 4.0, "measured": 2.0, "fraction_of_theory": 0.5}}
     assert derived["whole_network"] == {"gated": {"theory": 4.0, "measured": 3.0, "fraction_of_theory": 0.75}}
     write_picture(made, tmp_path / "r.png")
@@ -179,7 +182,9 @@ def test_a_picture_of_an_engine_alone(tmp_path: Path) -> None:
     made = record()
     setting = made.settings[0]
     alone = replace(
-        setting, timed=setting.timed[-1:], layers=(LayerTable(network="x", layers=(layer("a", None, 1.0),)),)
+        setting,
+        timed=setting.timed[-1:],
+        layers=(LayerTable(network="x", dtype="float32", layers=(layer("a", None, 1.0),)),),
     )
     findings = replace(made.findings[0], settings=(alone,))
     write_picture(replace(made, findings=(findings,)), tmp_path / "r.png")

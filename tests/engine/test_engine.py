@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision.models
 from agreement import FLOAT32, check, gated, plan_of, undoubted
 from plan_networks import EveryOperator, Gated, settle
 from torch import Tensor, nn
@@ -72,6 +73,37 @@ def test_dense_models(name: str, tmp_path: Path) -> None:
     assert (output - expected).abs().max() <= FLOAT32 * expected.abs().max()
 
 
+TORCHVISION = ["resnet18", "resnet34", "resnet50", "vgg16_bn", "mobilenet_v2", "alexnet"]
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvisions_networks(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(6)
+    x = torch.randn(2, 3, 64, 64)
+    model = settle(torchvision.models.get_model(name, weights=None, num_classes=10), x)
+    output = torch.from_numpy(hg.Engine(plan_of(model, x, tmp_path), threads=2)(x))
+    with torch.no_grad():
+        expected = model(x)
+    assert (output - expected).abs().max() <= FLOAT32 * expected.abs().max()
+
+
+@pytest.mark.parametrize("path", ["sparse", "masked"])
+@pytest.mark.parametrize("granularity", ["activation", "group", "channel"])
+def test_with_every_gate_open_it_is_the_dense_network(granularity: str, path: str, isa: str, tmp_path: Path) -> None:
+    torch.manual_seed(9)
+    x = torch.randn(3, 3, 13, 12)
+    model = gated(x, Gated(), granularity=granularity)
+    engine = hg.Engine(plan_of(model, x, tmp_path), paths=path)
+    engine.shift_thresholds(-1e6)
+    output = torch.from_numpy(engine(x))
+    assert {layer.density for layer in engine.stats() if layer.kind == "gated_conv"} == {1.0}
+    with torch.no_grad(), hg.force_gates(model, "open"):
+        expected = model(x)
+        dense = torch.from_numpy(hg.Engine(plan_of(model, x, tmp_path))(x))
+    for other in (expected, dense):
+        assert (output - other).abs().max() <= 1e-5 * expected.abs().max()
+
+
 @pytest.mark.parametrize("granularity", ["activation", "group", "channel"])
 def test_counts_are_those_of_count(granularity: str, tmp_path: Path) -> None:
     torch.manual_seed(10)
@@ -91,6 +123,8 @@ def test_the_dial(shift: float, tmp_path: Path) -> None:
     engine, images = agree(path, shift=shift)
     engine.shift_thresholds(-shift)
     assert np.array_equal(engine(images.numpy()), hg.Engine(path)(images.numpy()))
+    with pytest.raises(ConfigError, match="offset must be a number, got 'a'"):
+        engine.shift_thresholds("a")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="offset must be finite, got nan"):
         engine.shift_thresholds(float("nan"))
     engine.shift_thresholds(3e38)

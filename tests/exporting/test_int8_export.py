@@ -126,7 +126,7 @@ def test_errors(tmp_path: Path) -> None:
             hg.export(model, path, example_input=X[:1], precision=precision, calibration=calibration)
         assert not any(module._forward_pre_hooks for module in model.modules())
 
-    refuse(ConfigError, "precision must be one of float32, int8, got 'bfloat16'", "bfloat16")
+    refuse(ConfigError, "precision must be one of float32, int8, bfloat16, got 'float16'", "float16")
     refuse(ConfigError, "calibration must be given for int8 .*got none for int8; give images", calibration=None)
     refuse(ConfigError, "got some for float32; leave it out", "float32")
     refuse(ConfigError, "calibration must hold images, got none", calibration=[])

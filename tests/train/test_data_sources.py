@@ -254,7 +254,7 @@ def test_damaged_and_unwritable_caches_are_done_without(tmp_path: Path, monkeypa
     assert torch.equal(load_in_memory(file, "train").images, first.images)
     monkeypatch.setenv("XDG_CACHE_HOME", str(file))  # not a folder: nothing can be written below it
     assert torch.equal(load_in_memory(file, "train").images, first.images)
-    assert not list((tmp_path / "cache" / "headgate").glob("*.partial"))
+    assert not list((tmp_path / "cache" / "headgate").glob(".*.part"))
 
 
 def test_image_tensors_check_themselves() -> None:

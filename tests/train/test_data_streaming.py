@@ -115,6 +115,22 @@ def test_evaluation_serves_every_image_once(folder: Path, world_size: int) -> No
     assert sorted(index) == list(range(9))
 
 
+def test_evaluation_in_another_order(folder: Path) -> None:
+    """The same images, not augmented, whole, and always in the same order."""
+    first, *others = [
+        StreamingLoader(folder, "test", train=False, shuffle=shuffle, batch_size=4, sizes=SIZES)
+        for shuffle in (False, True, True)
+    ]
+    plain = {int(i): x for _, (images, _, index) in first.epoch(0) for x, i in zip(images, index, strict=True)}
+    orders = []
+    for source in others:
+        served = [(int(i), x) for _, (images, _, index) in source.epoch(0) for x, i in zip(images, index, strict=True)]
+        assert all(torch.equal(x, plain[i]) for i, x in served)
+        orders.append([i for i, _ in served])
+    assert orders[0] == orders[1]
+    assert orders[0] != sorted(orders[0]) == list(range(9))
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_an_undecodable_image_is_named_also_from_a_worker(folder: Path, num_workers: int) -> None:
     (folder / "val" / "b" / "4.png").write_bytes(b"not an image")

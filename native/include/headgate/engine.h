@@ -27,14 +27,15 @@ struct MapShape {
 };
 
 // How a gated convolution completes its open outputs: one by one, with work in proportion to their number, or by a dense
-// convolution of the pixels that have any, of which it keeps what is open. In 8-bit integers there is the sparse path only.
+// convolution, of which it keeps what is open.
 enum class Path { sparse, masked };
 
-// What a gated convolution took for a batch, by either path.
-struct PathTimes {
+// What a gated convolution took for a batch, by either path, and which one it takes from now on.
+struct PathChoice {
   std::string name;
   double density;  // share of open decisions
   double sparse_ms, masked_ms;
+  Path path;
 };
 
 // One operator's work since the engine was made or its statistics were reset.
@@ -45,7 +46,7 @@ struct LayerStats {
   std::int64_t dense_macs;        // what the dense layer would have cost
   std::int64_t executed_macs;     // what was computed; the same for what is not gated
   std::int64_t decisions, open;   // of gated convolutions, over all images
-  std::optional<Path> path;       // of gated convolutions that have both, now
+  std::optional<Path> path;       // of gated convolutions, now
 };
 
 // An engine may be used from several threads at once.
@@ -63,20 +64,21 @@ class Engine {
   int threads() const;
 
   // From (images, channels, height, width) to (images, channels, height, width), both contiguous. The result of an
-  // image is the same bit for bit whatever the batch around it and the number of threads. Throws InputError,
-  // std::bad_alloc.
+  // image is the same bit for bit whatever the batch around it and the number of threads. Where operators compute in
+  // 8-bit integers, an image with a NaN has an output of NaN throughout. Throws InputError, std::bad_alloc.
   void run(const float* input, std::int64_t images, float* output) const;
 
   // The run-time dial: adds to every threshold, in standard deviations; positive saves more. Calls add up.
   // Throws InputError where `offset`, or the sum, is not finite.
   void shift_thresholds(float offset);
 
-  // Runs a batch `repeats` times by each path, in turn, and gives every gated convolution's median times. Needs memory
-  // for a second copy of their weights meanwhile; paths and statistics are then as before.
-  std::vector<PathTimes> time_paths(const float* input, std::int64_t images, int repeats);
+  // Runs a batch `repeats` times by each path, in turn, and has every gated convolution take the one with the smaller
+  // median time. Needs memory for a second copy of their weights meanwhile; statistics are then as before. Throws
+  // InputError, std::bad_alloc; then paths are as before.
+  std::vector<PathChoice> tune(const float* input, std::int64_t images, int repeats);
 
   // The path of a gated convolution from the next run on; sparse at first. The paths add in different orders, so their
-  // results differ by rounding. Throws InputError where no gated convolution of both paths has this name.
+  // results differ by rounding, but in 8-bit integers. Throws InputError where no gated convolution has this name.
   void set_path(const std::string& name, Path path);
 
   std::vector<LayerStats> stats() const;

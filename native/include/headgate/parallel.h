@@ -32,7 +32,7 @@ class Working {
   Working& operator=(const Working&) = delete;
 };
 
-// Cores that this process may use.
+// Cores that this process may keep busy: those of its CPU affinity, or fewer where its container has a quota.
 int usable_cores();
 
 }  // namespace headgate

@@ -11,6 +11,32 @@ std::int64_t round_up(std::int64_t n, std::int64_t multiple) { return (n + multi
 int parts(int n, int most) { return (n + most - 1) / most; }
 int even_share(int n, int most) { return parts(n, parts(n, most)); }
 
+// Which inputs the conditional path of an output block leaves out: those of its base block, and those that only fill
+// the last plane. And the planes of nothing else.
+class LeftOut {
+ public:
+  explicit LeftOut(const ConvShape& shape)
+      : row_(padded_channels(shape.in_channels)), inputs_(shape.blocks * row_), planes_(shape.blocks * row_ / kLanes) {
+    for (int block = 0; block < shape.blocks; ++block) {
+      const auto row = inputs_.begin() + block * row_;
+      for (int i = 0; i < shape.inputs_per_block; ++i) {
+        row[shape.inputs[std::int64_t{block} * shape.inputs_per_block + i]] = true;
+      }
+      std::fill(row + shape.in_channels, row + row_, true);
+      for (std::int64_t first = 0; first < row_; first += kLanes) {
+        planes_[(block * row_ + first) / kLanes] = std::find(row + first, row + first + kLanes, false) == row + first + kLanes;
+      }
+    }
+  }
+
+  bool input(int block, int input) const { return inputs_[block * row_ + input]; }
+  bool plane(int block, int plane) const { return planes_[block * row_ / kLanes + plane]; }
+
+ private:
+  std::int64_t row_;
+  std::vector<bool> inputs_, planes_;
+};
+
 }  // namespace
 
 PlaneBlocks plane_blocks(const ConvShape& shape) {
@@ -58,44 +84,44 @@ Tiling tiling(const ConvShape& shape, const Map& output) {
 }
 
 std::int64_t packed_header(const ConvShape& shape) {
-  return round_up(std::int64_t{plane_blocks(shape).count} * shape.out_channels, kLanes);
+  const std::int64_t entries = std::int64_t{shape.out_channels} * plane_blocks(shape).count;
+  return round_up(entries * static_cast<std::int64_t>(sizeof(PackedPlanes) / sizeof(float)), kLanes);
 }
 
 std::int64_t packed_size(const ConvShape& shape) {
   const PlaneBlocks blocks = plane_blocks(shape);
-  return packed_header(shape) + std::int64_t{shape.out_channels} * blocks.planes * blocks.taps * kLanes;
+  const LeftOut left_out(shape);
+  std::int64_t used = 0;
+  for (int block = 0; block < shape.blocks; ++block) {
+    for (int plane = 0; plane < blocks.planes; ++plane) used += left_out.plane(block, plane) ? 0 : 1;
+  }
+  return packed_header(shape) + used * (shape.out_channels / shape.blocks) * blocks.taps * kLanes;
 }
 
 void pack(const ConvShape& shape, const float* weight, float* packed) {
   const PlaneBlocks blocks = plane_blocks(shape);
+  const LeftOut left_out(shape);
   std::fill_n(packed, packed_size(shape), 0.0f);
-  // Whether an input is in the base block of an output.
-  const std::int64_t row_size = std::int64_t{blocks.planes} * kLanes;
-  std::vector<char> in_base(shape.blocks * row_size);
-  for (int j = 0; j < shape.blocks; ++j) {
-    char* const row = &in_base[j * row_size];
-    for (int i = 0; i < shape.inputs_per_block; ++i) row[shape.inputs[j * shape.inputs_per_block + i]] = 1;
-    std::fill(row + shape.in_channels, row + row_size, 1);
-  }
-
-  float* to = packed + packed_header(shape);
-  for (int b = 0; b < blocks.count; ++b) {
-    const int planes = std::min(blocks.size, blocks.planes - b * blocks.size);
-    for (int c = 0; c < shape.out_channels; ++c, to += std::int64_t{planes} * blocks.taps * kLanes) {
-      const char* const row = &in_base[std::int64_t{c} * shape.blocks / shape.out_channels * row_size];
-      std::uint32_t used = 0;
-      float* plane_to = to;
-      for (int p = 0; p < planes; ++p) {
-        const int input = (b * blocks.size + p) * kLanes;
+  float* entry = packed;
+  float* const begin = packed + packed_header(shape);
+  float* to = begin;
+  for (int first = 0; first < blocks.planes; first += blocks.size) {
+    const int last = std::min(first + blocks.size, blocks.planes);
+    for (int c = 0; c < shape.out_channels; ++c, entry += sizeof(PackedPlanes) / sizeof(float)) {
+      const int block = static_cast<int>(std::int64_t{c} * shape.blocks / shape.out_channels);
+      PackedPlanes planes{0, static_cast<std::uint32_t>((to - begin) / kLanes)};
+      for (int plane = first; plane < last; ++plane) {
+        if (left_out.plane(block, plane)) continue;
+        planes.used |= 1u << (plane - first);
         for (int l = 0; l < kLanes; ++l) {
-          if (row[input + l]) continue;
-          used |= 1u << p;
-          const float* from = weight + (std::int64_t{c} * shape.in_channels + input + l) * blocks.taps;
-          for (int t = 0; t < blocks.taps; ++t) plane_to[t * kLanes + l] = from[t];
+          const int input = plane * kLanes + l;
+          if (left_out.input(block, input)) continue;
+          const float* from = weight + (std::int64_t{c} * shape.in_channels + input) * blocks.taps;
+          for (int t = 0; t < blocks.taps; ++t) to[t * kLanes + l] = from[t];
         }
-        if (used >> p & 1) plane_to += blocks.taps * kLanes;
+        to += std::int64_t{blocks.taps} * kLanes;
       }
-      std::memcpy(packed + std::int64_t{b} * shape.out_channels + c, &used, sizeof used);
+      std::memcpy(entry, &planes, sizeof planes);
     }
   }
 }

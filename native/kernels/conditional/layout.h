@@ -38,9 +38,13 @@ struct Tiling {
 
 Tiling tiling(const ConvShape& shape, const Map& output);
 
-// Packed weights: first, for every block and output channel, a word whose bit p says that plane p of the block has
-// inputs outside the channel's base block. Then, for every block and channel, [plane][tap][kLanes], the planes with
-// their bit before the others, which are not read.
+// Packed weights begin with one of these for every block and output channel. In the same order follow the planes that are
+// used: [plane][tap][kLanes].
+struct [[gnu::may_alias]] PackedPlanes {
+  std::uint32_t used;   // bit p: plane p of the block has inputs outside the channel's base block
+  std::uint32_t first;  // where its planes begin: lines of kLanes floats behind the header
+};
+
 std::int64_t packed_header(const ConvShape& shape);  // floats
 std::int64_t packed_size(const ConvShape& shape);
 void pack(const ConvShape& shape, const float* weight, float* packed);

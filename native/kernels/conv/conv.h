@@ -21,8 +21,8 @@ struct ConvShape {
 enum class Epilogue {
   plain,   // output = clamp( sum · scale + bias (+ residual) )
   raw,     // output = sum
-  gate,    // open = sum · score_scale + score_bias > threshold, or, two-sided, center − |…| > threshold;
-           // output = open ? sum : clamp( sum · scale + bias (+ residual) ); masks get the open bits
+  gate,    // open = score > threshold, of score = sum · score_scale + score_bias, or, two-sided, center − |…|, or
+           // gain · the sum of its group's scores; output = open ? sum : clamp( sum · scale + bias (+ residual) ); masks get the open bits
   masked,  // where masks has the bit: output = clamp( sum · scale + bias (+ residual) ); elsewhere output is kept
 };
 
@@ -32,6 +32,9 @@ struct ConvEpilogue {
   const float *score_scale, *score_bias, *threshold;  // gate
   bool two_sided;
   float center;
+  // gate: channels to a decision, 1 or a divisor of the kernels' `lanes`; the gain if there are several
+  int group_size;
+  const float* gain;
   float low, high;      // clamp; −inf and +inf where there is nothing to clamp
   const Map* residual;  // or null; of the output's size
   // (images · pixels, padded_channels / 16) words; bit l of word v is channel 16 v + l. Bits beyond the channels are 0.
@@ -49,10 +52,14 @@ struct ConvArgs {
 };
 
 struct ConvKernels {
+  int lanes;  // of a vector
   // Size in floats of packed weights, and the packing. `weight` is torch's [out, inputs_per_block, kh, kw].
   std::int64_t (*packed_size)(const ConvShape&);
   void (*pack)(const ConvShape&, const float* weight, float* packed);
   void (*run)(const ConvArgs&);
+  // The same as `pack` in parts: of outputs [first, last), `first` a multiple of kLanes, in ascending order from 0 on.
+  // What was read is not read again.
+  void (*pack_outputs)(const ConvShape&, const float* weight, float* packed, int first, int last);
 };
 
 const ConvKernels& conv_portable();

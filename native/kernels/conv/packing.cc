@@ -58,52 +58,73 @@ ConvLayout layout_of(const ConvShape& shape, int width) {
   return layout;
 }
 
-}  // namespace
-
-template <int kWidth>
-std::int64_t conv_packed_size(const ConvShape& shape) {
-  const ConvLayout layout = layout_of(shape, kWidth);
+std::int64_t packed_floats(const ConvShape& shape, const ConvLayout& layout) {
   const std::int64_t lanes = padded_channels(shape.out_channels);
   return layout.lane_of + (layout.lanes == LaneInputs::window ? lanes * layout.steps : 0);
 }
 
-template <int kWidth>
-void conv_pack(const ConvShape& shape, const float* weight, float* packed) {
-  const ConvLayout layout = layout_of(shape, kWidth);
-  std::fill_n(packed, conv_packed_size<kWidth>(shape), 0.0f);
+int step_of(const ConvShape& shape, const ConvLayout& layout, int tap, int input) {
+  return layout.shared ? input * shape.kernel[1] + tap : tap * shape.inputs_per_block + input;
+}
+
+// All but the weights.
+void put_head(const ConvShape& shape, const ConvLayout& layout, int width, float* packed) {
+  std::fill_n(packed, layout.weights, 0.0f);
+  std::fill(packed + layout.offsets, packed + packed_floats(shape, layout), 0.0f);
   std::memcpy(packed, &layout, sizeof layout);
 
-  const int inputs = shape.inputs_per_block, rows = shape.kernel[0], taps = shape.kernel[1];
+  const int inputs = shape.inputs_per_block, taps = shape.kernel[1];
   const std::int64_t next_tap = static_cast<std::int64_t>(shape.dilation[1]) * padded_channels(shape.in_channels);
-  const auto step_of = [&](int tap, int input) { return layout.shared ? input * taps + tap : tap * inputs + input; };
   const auto put = [&](std::int64_t position, std::int64_t value) {
     const std::int32_t narrow = static_cast<std::int32_t>(value);
     std::memcpy(packed + position, &narrow, sizeof narrow);
   };
 
-  for (int o = 0; o < shape.out_channels; ++o) {
-    float* panel = packed + layout.weights + o / kLanes * layout.panel + o % kLanes;
+  const bool window = layout.lanes == LaneInputs::window;
+  const int lists = window ? padded_channels(shape.out_channels) / width : shape.blocks;
+  for (int list = 0; list < lists; ++list) {
     for (int input = 0; input < inputs; ++input) {
-      for (int row = 0; row < rows; ++row) {
-        for (int tap = 0; tap < taps; ++tap) {
-          panel[(static_cast<std::int64_t>(row) * layout.steps + step_of(tap, input)) * kLanes] = *weight++;
+      const int first =
+          window ? window_start(shape, list * width, width, input) : channel_of(shape, list, input);
+      for (int tap = 0; tap < taps; ++tap) {
+        const std::int64_t at = static_cast<std::int64_t>(list) * layout.steps + step_of(shape, layout, tap, input);
+        put(layout.offsets + at, tap * next_tap + first);
+        for (int lane = 0; window && lane < width; ++lane) {
+          put(layout.lane_of + at * width + lane,
+              channel_of(shape, block_of(shape, list * width + lane), input) - first);
         }
       }
     }
   }
+}
 
-  const bool window = layout.lanes == LaneInputs::window;
-  const int lists = window ? padded_channels(shape.out_channels) / kWidth : shape.blocks;
-  for (int list = 0; list < lists; ++list) {
+}  // namespace
+
+template <int kWidth>
+std::int64_t conv_packed_size(const ConvShape& shape) {
+  return packed_floats(shape, layout_of(shape, kWidth));
+}
+
+template <int kWidth>
+void conv_pack(const ConvShape& shape, const float* weight, float* packed) {
+  conv_pack_outputs<kWidth>(shape, weight, packed, 0, shape.out_channels);
+}
+
+template <int kWidth>
+void conv_pack_outputs(const ConvShape& shape, const float* weight, float* packed, int first, int last) {
+  const ConvLayout layout = layout_of(shape, kWidth);
+  if (first == 0) put_head(shape, layout, kWidth, packed);
+  const int inputs = shape.inputs_per_block, rows = shape.kernel[0], taps = shape.kernel[1];
+  weight += std::int64_t{first} * inputs * rows * taps;
+  float* const panels = packed + layout.weights;
+  std::fill(panels + first / kLanes * layout.panel, panels + (last + kLanes - 1) / kLanes * layout.panel, 0.0f);
+  for (int o = first; o < last; ++o) {
+    float* panel = panels + o / kLanes * layout.panel + o % kLanes;
     for (int input = 0; input < inputs; ++input) {
-      const int first =
-          window ? window_start(shape, list * kWidth, kWidth, input) : channel_of(shape, list, input);
-      for (int tap = 0; tap < taps; ++tap) {
-        const std::int64_t at = static_cast<std::int64_t>(list) * layout.steps + step_of(tap, input);
-        put(layout.offsets + at, tap * next_tap + first);
-        for (int lane = 0; window && lane < kWidth; ++lane) {
-          put(layout.lane_of + at * kWidth + lane,
-              channel_of(shape, block_of(shape, list * kWidth + lane), input) - first);
+      for (int row = 0; row < rows; ++row) {
+        for (int tap = 0; tap < taps; ++tap) {
+          const std::int64_t step = static_cast<std::int64_t>(row) * layout.steps + step_of(shape, layout, tap, input);
+          panel[step * kLanes] = *weight++;
         }
       }
     }
@@ -114,7 +135,10 @@ template std::int64_t conv_packed_size<4>(const ConvShape&);
 template std::int64_t conv_packed_size<8>(const ConvShape&);
 template std::int64_t conv_packed_size<16>(const ConvShape&);
 template void conv_pack<4>(const ConvShape&, const float*, float*);
+template void conv_pack_outputs<4>(const ConvShape&, const float*, float*, int, int);
 template void conv_pack<8>(const ConvShape&, const float*, float*);
+template void conv_pack_outputs<8>(const ConvShape&, const float*, float*, int, int);
 template void conv_pack<16>(const ConvShape&, const float*, float*);
+template void conv_pack_outputs<16>(const ConvShape&, const float*, float*, int, int);
 
 }  // namespace headgate

@@ -37,5 +37,7 @@ template <int kWidth>
 std::int64_t conv_packed_size(const ConvShape& shape);
 template <int kWidth>
 void conv_pack(const ConvShape& shape, const float* weight, float* packed);
+template <int kWidth>
+void conv_pack_outputs(const ConvShape& shape, const float* weight, float* packed, int first, int last);
 
 }  // namespace headgate

@@ -1,7 +1,8 @@
 """Time a network in the native engine, in other inference libraries, and pruned statically: docs/benchmark.md.
 
 `request` says what is wanted and `record` what came of it. `run` starts one child process for each number of threads;
-there `work` builds the networks (`subject`) and what runs them (`libraries`), and times them in turn (`timing`).
+there `work` builds the networks (`subject`; `from_plan` of a plan file) and what runs them (`libraries`), and times
+them in turn (`timing`).
 """
 
 from headgate.benchmarking.record import Record

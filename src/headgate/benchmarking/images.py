@@ -20,6 +20,11 @@ Shape = tuple[int, int, int]
 
 TRAINED_IMAGES: Final = 256
 """Real images that batches are taken from in turn."""
+NOISE_IMAGES: Final = 8
+"""Of noise at least so many, that neither thresholds nor densities are those of one image."""
+
+CALIBRATION_IMAGES: Final = 64
+"""Of those that are timed, at most so many, for the ranges of 8-bit integers: nothing but time is measured."""
 
 
 def white_noise(count: int, shape: Shape, seed: int) -> Float[Tensor, "n c h w"]:
@@ -57,9 +62,11 @@ def real_images(model: nn.Module, source: str | None, known: DataConfig | None, 
     return images
 
 
-def stored_images(path: str, count: int) -> NDArray[np.float32]:
-    """The first `count` images of an .npy file.
+def stored_images(path: str, count: int, *, least: int | None = None) -> NDArray[np.float32]:
+    """The first `count` images of an .npy file, or all where it holds fewer, but at least `least`.
 
+    Args:
+        least: None: `count`.
     Raises: DataError: it is missing or foreign, of another dtype or shape, or holds fewer.
     """
     try:
@@ -68,8 +75,13 @@ def stored_images(path: str, count: int) -> NDArray[np.float32]:
         raise DataError(f"{path}: not a readable .npy file ({error}); write it with numpy.save") from error
     if images.ndim != 4 or images.dtype != np.float32:
         raise DataError(f"{path}: expected float32 (n, c, h, w), got {images.dtype} {images.shape}; convert it")
-    _require_count(len(images), count, path)
+    _require_count(len(images), count if least is None else least, path)
     return np.ascontiguousarray(images[:count])
+
+
+def calibration_images(images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What ranges of 8-bit integers are taken from."""
+    return images[:CALIBRATION_IMAGES]
 
 
 def _require_count(found: int, needed: int, where: str) -> None:

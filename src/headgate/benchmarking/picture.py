@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from headgate.benchmarking.record import LayerTable, Record, Setting, Timed
+from headgate.benchmarking.record import LayerTable, Record, Setting, Timed, titled
 from headgate.files import write_atomic
 from headgate.plots import PALETTE, canvas, house_style, to_png
 
@@ -17,10 +17,12 @@ __all__ = ["draw", "write_picture"]
 
 BARS: Final = 5.4  # inches, a panel's width
 LAYERS: Final = 3.2
+LEAST: Final = 11.5  # of the whole picture: what its head takes
 ROW: Final = 0.2
 KINDS: Final = {
     "library, dense": (PALETTE["muted"], ""),
     "library, dense, bfloat16": (PALETTE["dense"], "////"),
+    "library, dense, int8": (PALETTE["dense"], "...."),
     "library, pruned statically": (PALETTE["orange"], ""),
     "headgate, pruned statically": (PALETTE["orange"], "////"),
     "headgate, dense": (PALETTE["purple"], ""),
@@ -41,7 +43,7 @@ def draw(record: Record) -> Figure:
     """The figure: above a panel for each setting, below one for each gated network at the first setting."""
     settings = record.settings
     tables = [table for table in settings[0].layers if any(layer.measured is not None for layer in table.gated)]
-    width = max(BARS * len(settings), LAYERS * len(tables), 9.0)
+    width = max(BARS * len(settings), LAYERS * len(tables), LEAST)
     bars = ROW * max(len(setting.timed) for setting in settings) + 0.9
     layers = ROW * max((len(table.gated) for table in tables), default=0) + 0.9
     legend = 1.1
@@ -65,7 +67,8 @@ def _head(figure: Figure, record: Record, layers_of: Setting) -> None:
     title = f"{first.network}, {shape}, on {record.machine['cpu']} ({held + ' forced' if held else first.isa})"
     figure.text(0.01, 0.97, title, weight="bold", size=11, va="top")
     above = (
-        "Above: median time of one image, and quartiles; ×: times faster than the best library on the dense network, ◆."
+        "Above: median time of one image, and quartiles; ×: times faster than the best library on the dense network in "
+        "the same dtype, ◆."
     )
     below = (
         "Below: how many times faster a layer is than in headgate's dense plan (blue), and would be if time followed "
@@ -88,13 +91,12 @@ def _kind(timed: Timed) -> str:
         return f"{'headgate' if timed.ours else 'library'}, pruned statically"
     if timed.ours:
         return "headgate, dense"
-    return "library, dense" if timed.dtype == "float32" else "library, dense, bfloat16"
+    return titled("library, dense", timed.dtype)
 
 
 def _bars(axes: Axes, setting: Setting) -> None:
     shown = setting.timed
     longest = max(timed.ms.median for timed in shown)
-    best = setting.best
     for row, timed in enumerate(shown):
         colour, hatch = KINDS[_kind(timed)]
         spread = timed.ms
@@ -112,18 +114,13 @@ def _bars(axes: Axes, setting: Setting) -> None:
         )
         speedup = setting.speedup(timed)
         text = f"{spread.median:.3g} ms" + ("" if speedup is None else f"  {speedup:.2f}×")
-        mark = " ◆" if timed is best else ""
+        mark = " ◆" if timed is setting.best(timed.dtype) else ""
         at = (min(spread.q3, 1.1 * longest), row)  # quartiles of a disturbed run may leave the frame
         axes.annotate(text + mark, at, (4, 0), textcoords="offset points", va="center", size=7.5)
-    names = [f"{timed.name}: {timed.network}" + _dtype(timed) for timed in shown]
-    _rows(axes, names)
+    _rows(axes, [timed.title for timed in shown])
     axes.set_xlim(0, 1.5 * longest)
     axes.set_xlabel("milliseconds for each image")
     axes.set_title(f"{setting.threads} thread{'s' if setting.threads > 1 else ''}, batches of {setting.batch}")
-
-
-def _dtype(timed: Timed) -> str:
-    return "" if timed.dtype == "float32" else f", {timed.dtype}"
 
 
 def _layers(axes: Axes, table: LayerTable) -> None:
@@ -142,7 +139,7 @@ def _layers(axes: Axes, table: LayerTable) -> None:
     axes.set_xlabel("speed-up")
     total = table.total
     fraction = f": {total.fraction:.2f} of theory" if total is not None and total.fraction is not None else ""
-    axes.set_title(f"{table.network}{fraction}")
+    axes.set_title(f"{table.title}{fraction}")
 
 
 def _rows(axes: Axes, names: list[str]) -> None:

@@ -7,15 +7,32 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
+from headgate.benchmarking.request import Dtype
 from headgate.files import write_atomic
 
-__all__ = ["Call", "Findings", "Gated", "Layer", "LayerTable", "NetworkKind", "Record", "Setting", "Spread", "Timed"]
-
+__all__ = [
+    "Call",
+    "Findings",
+    "Gated",
+    "Layer",
+    "LayerTable",
+    "NetworkKind",
+    "Record",
+    "Setting",
+    "Spread",
+    "Timed",
+    "titled",
+]
 
 NetworkKind = Literal["dense", "pruned", "gated"]
 """Of a network that is timed; "pruned" is pruned statically."""
+
+
+def titled(name: str, dtype: Dtype) -> str:
+    """A name and, unless it is float32, the dtype."""
+    return name if dtype == "float32" else f"{name}, {dtype}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +73,14 @@ class Timed:
     name: str
     network: str
     kind: NetworkKind
-    dtype: str
+    dtype: Dtype
     macs: int
     ms: Spread
+
+    @property
+    def title(self) -> str:
+        """What ran what, for people."""
+        return titled(f"{self.name}: {self.network}", self.dtype)
 
     @property
     def ours(self) -> bool:
@@ -105,10 +127,16 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerTable:
-    """The layers of one gated network that compute something."""
+    """The layers of one gated network, in one dtype, that compute something."""
 
     network: str
+    dtype: Dtype
     layers: tuple[Layer, ...]
+
+    @property
+    def title(self) -> str:
+        """The network, for people."""
+        return titled(self.network, self.dtype)
 
     @property
     def gated(self) -> tuple[Layer, ...]:
@@ -144,10 +172,9 @@ class Setting:
     timed: tuple[Timed, ...]
     layers: tuple[LayerTable, ...]
 
-    @property
-    def best(self) -> Timed | None:
-        """The fastest library on the dense network in float32."""
-        return self._fastest(lambda x: not x.ours and x.kind == "dense" and x.dtype == "float32")
+    def best(self, dtype: Dtype) -> Timed | None:
+        """The fastest library on the dense network in this dtype."""
+        return self._fastest(lambda x: not x.ours and x.kind == "dense" and x.dtype == dtype)
 
     @property
     def best_of_any_dtype(self) -> Timed | None:
@@ -163,31 +190,46 @@ class Setting:
         return min((x for x in self.timed if fits(x)), key=lambda x: x.ms.median, default=None)
 
     def whole(self, table: LayerTable) -> Layer | None:
-        """A gated network as if it were one layer, its dense time the best library's; None where no library ran."""
-        gated = next((x for x in self.timed if x.kind == "gated" and x.network == table.network), None)
-        if self.best is None or gated is None or table.total is None:
+        """A gated network as if it were one layer, its dense time the best library's in the same dtype.
+
+        None where no library ran.
+        """
+        best = self.best(table.dtype)
+        gated = next(
+            (x for x in self.timed if (x.kind, x.network, x.dtype) == ("gated", table.network, table.dtype)), None
+        )
+        if best is None or gated is None or table.total is None:
             return None
         return Layer(
-            name=f"network, over {self.best.name}",
+            name=f"network, over {best.name}",
             decisions=table.total.decisions,
             density=table.total.density,
-            dense_macs=self.best.macs,
+            dense_macs=best.macs,
             executed_macs=gated.macs,
-            dense_ms=self.best.ms.median,
+            dense_ms=best.ms.median,
             gated_ms=gated.ms.median,
         )
 
     def speedup(self, timed: Timed) -> float | None:
-        """How many times faster than the best library; None where no library ran."""
-        return None if self.best is None else self.best.ms.median / timed.ms.median
+        """How many times faster than the best library in the same dtype; None where none ran."""
+        return _ratio(self.best(timed.dtype), timed)
+
+    def speedup_of_any_dtype(self, timed: Timed) -> float | None:
+        """How many times faster than the best library in any dtype; None where none ran."""
+        return _ratio(self.best_of_any_dtype, timed)
+
+
+def _ratio(best: Timed | None, timed: Timed) -> float | None:
+    return None if best is None else best.ms.median / timed.ms.median
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gated:
-    """A gated network that was timed.
+    """A gated network that was timed, in one dtype.
 
     Attributes:
         name: of the network.
+        dtype: that its plan computes in.
         images: what it ran on.
         dense_macs, executed_macs: of one image.
         density: share of open decisions of each gated layer, by name, over all images.
@@ -197,12 +239,18 @@ class Gated:
     """
 
     name: str
+    dtype: Dtype
     images: str
     dense_macs: int
     executed_macs: int
     density: Mapping[str, float]
     after_open: float | None
     plan_bytes: int
+
+    @property
+    def title(self) -> str:
+        """The network, for people."""
+        return titled(self.name, self.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,8 +311,7 @@ class Findings:
 def _setting(values: Mapping[str, Any]) -> Setting:
     timed = tuple(Timed(**{**item, "ms": Spread(**item["ms"])}) for item in values["timed"])
     tables = tuple(
-        LayerTable(network=item["network"], layers=tuple(Layer(**layer) for layer in item["layers"]))
-        for item in values["layers"]
+        LayerTable(**{**item, "layers": tuple(Layer(**layer) for layer in item["layers"])}) for item in values["layers"]
     )
     return Setting(**{**values, "timed": timed, "layers": tables})
 
@@ -314,16 +361,17 @@ class Record:
 
 
 def _derived(setting: Setting) -> dict[str, Any]:
-    best = {"best": setting.best, "best_of_any_dtype": setting.best_of_any_dtype, "best_pruned": setting.best_pruned}
+    def title(timed: Timed | None) -> str | None:
+        return None if timed is None else timed.title
+
     return {
-        **{name: None if x is None else f"{x.name}, {x.network}, {x.dtype}" for name, x in best.items()},
-        "speedup_over_best": {
-            f"{x.name}, {x.network}, {x.dtype}": speedup
-            for x in setting.timed
-            if (speedup := setting.speedup(x)) is not None
-        },
-        "gated_layers": {table.network: _fraction(table.total) for table in setting.layers},
-        "whole_network": {table.network: _fraction(setting.whole(table)) for table in setting.layers},
+        "best": {dtype: title(setting.best(dtype)) for dtype in get_args(Dtype)},
+        "best_of_any_dtype": title(setting.best_of_any_dtype),
+        "best_pruned": title(setting.best_pruned),
+        "speedup_over_best": {timed.title: setting.speedup(timed) for timed in setting.timed},
+        "speedup_over_best_of_any_dtype": {timed.title: setting.speedup_of_any_dtype(timed) for timed in setting.timed},
+        "gated_layers": {table.title: _fraction(table.total) for table in setting.layers},
+        "whole_network": {table.title: _fraction(setting.whole(table)) for table in setting.layers},
     }
 
 

@@ -13,17 +13,22 @@ from headgate.errors import ConfigError
 Mask = Literal["iid", "clustered", "group"]
 Threads = Literal["one", "all"]
 Kind = Literal["plan", "trained", "synthetic"]
+Dtype = Literal["float32", "bfloat16", "int8"]
+"""What convolutions are computed in; inputs and outputs of a network are float32 anyhow."""
 
 PLAN_SUFFIX: Final = ".hgplan"
 RIVALS: Final = ("torch", "torch-channels-last", "torch-compile", "onnxruntime", "openvino", "ncnn")
 """Libraries that may run the dense network."""
-FAMILIES: Final = ("bf16", "grouped", "thinner")
-"""Other rivals: the dense network in bfloat16, and networks pruned statically to the same MACs."""
+FAMILIES: Final = ("bf16", "int8", "grouped", "thinner")
+"""Other rivals: libraries on the dense network in a narrower dtype, and networks pruned statically to the same MACs."""
+NARROW: Final[Mapping[Dtype, str]] = {"bfloat16": "bf16", "int8": "int8"}
+"""The family that stands for the dense network in a dtype."""
 MOST_REPEATS: Final = 100_000
 OPTIONS: Final = {
     **{name: f"--{name}" for name in ("against", "data", "dense", "groups", "image", "batches", "threads", "repeats")},
     "densities": "--density",
     "masks": "--mask",
+    "precisions": "--precision",
     "held": "--isa",
 }
 """Of `headgate bench`, by field."""
@@ -37,11 +42,12 @@ class Request:
         models: run folders, checkpoints or pretrained names, of one architecture; or one plan file; or, with
             `densities`, one architecture.
         data: of trained models: a folder or Hub name of images, or an .npy file of prepared ones, float32
-            (n, c, h, w). None: what the run was trained on; white noise for a plan.
-        dense: the trained dense counterpart. None: the first model with its gates held open.
+            (n, c, h, w); of a plan, such a file. None: what the run was trained on; white noise for a plan.
+        dense: the trained dense counterpart. None: the first model, or the plan, with its gates held open.
         densities, masks: synthetic mode: every gated layer at each density with each kind of mask; see `synthetic`.
         groups: G of the synthetic mode.
         image: (channels, height, width) of the synthetic mode. None: what the architecture was designed for.
+        precisions: what the engine's plans are exported in, and compared with libraries in; a plan file has its own.
         against: "all", or any of `RIVALS` and `FAMILIES`; nothing: the engine alone.
         batches: images of one call.
         threads: "one" is pinned to a core; "all" are as many as this process may use cores.
@@ -58,6 +64,7 @@ class Request:
     masks: tuple[Mask, ...] = ()
     groups: int = 8
     image: tuple[int, int, int] | None = None
+    precisions: tuple[Dtype, ...] = ("float32",)
     against: tuple[str, ...] = ("all",)
     batches: tuple[int, ...] = (1, 32)
     threads: tuple[Threads, ...] = ("one", "all")
@@ -66,17 +73,26 @@ class Request:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(len(self.models) >= 1, "models must name at least one model, got none")
         for name, values, accepted in (
             ("mask", self.masks, get_args(Mask)),
             ("threads", self.threads, get_args(Threads)),
+            ("precision", self.precisions, get_args(Dtype)),
             ("against", self.against, ("all", *RIVALS, *FAMILIES)),
             ("isa", () if self.held is None else (self.held,), ("avx2",)),
         ):
             for value in values:
                 _require(value in accepted, f"{name} must be of {', '.join(accepted)}, got {value!r}")
-        _require(bool(self.threads), "threads must name at least one setting, got none")
-        _require(bool(self.batches), "batches must hold at least one size, got none")
+        lists: tuple[tuple[str, tuple[object, ...], bool], ...] = (
+            ("models", self.models, True),
+            ("density", self.densities, False),
+            ("mask", self.masks, False),
+            ("precision", self.precisions, True),
+            ("batches", self.batches, True),
+            ("threads", self.threads, True),
+        )
+        for name, given, needed in lists:
+            _require(bool(given) or not needed, f"{name} must hold at least one value, got none")
+            _require(len(set(given)) == len(given), f"{name} must hold each value once, got {_words(given)}")
         for batch in self.batches:
             _require(1 <= batch <= 4096, f"batches must be in [1, 4096], got {batch}")
         _require(2 <= self.repeats <= MOST_REPEATS, f"repeats must be in [2, {MOST_REPEATS}], got {self.repeats}")
@@ -101,9 +117,15 @@ class Request:
             return
         _require(self.image is None, "image is for the synthetic mode: a trained model or a plan knows its own")
         if self.kind == "plan":
-            _require(len(self.models) == 1, f"a plan is timed by itself, got {len(self.models)} models")
+            _require(len(self.models) == 1, f"one plan is timed at a time, got {len(self.models)} models")
             _require(
-                self.dense is None, "a plan is timed by itself: it holds no dense weights; name the model with dense"
+                self.precisions == ("float32",),
+                f"a plan has its own precision, got precision={_words(self.precisions)}; export another plan",
+            )
+            _require(
+                self.dense is None,
+                f"a plan is compared with its own gates held open, got dense={self.dense}; drop dense, or name the run "
+                "that the plan was exported from",
             )
 
     @property
@@ -115,7 +137,17 @@ class Request:
 
     def wants(self, rival: str) -> bool:
         """Whether a rival, or a family of them, is asked for."""
-        return self.kind != "plan" and ("all" in self.against or rival in self.against)
+        return "all" in self.against or rival in self.against
+
+    def wants_dense(self, library: str, dtype: Dtype, *, engine: tuple[Dtype, ...]) -> bool:
+        """Whether a library is to run the dense network in a dtype: as the engine does, or because it may be faster.
+
+        Args:
+            engine: what the engine runs it in.
+        """
+        return (dtype in ("float32", *engine) and self.wants(library)) or (
+            dtype in NARROW and self.wants(NARROW[dtype])
+        )
 
     def command(self) -> str:
         """What to type to ask for the same."""
@@ -135,6 +167,10 @@ class Request:
         """The inverse of `to_dict`."""
         given: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in values.items()}
         return cls(**given)
+
+
+def _words(values: tuple[object, ...]) -> str:
+    return " ".join(map(str, values))
 
 
 def _require(condition: bool, message: str) -> None:

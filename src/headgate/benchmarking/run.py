@@ -28,9 +28,10 @@ HELD: Final[Mapping[str, Mapping[str, str]]] = {
         "ONEDNN_MAX_CPU_ISA": "AVX2",
         "DNNL_MAX_CPU_ISA": "AVX2",
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "TORCHINDUCTOR_CPP_MARCH": "x86-64-v3",
     }
 }
-"""What holds the engine, torch, oneDNN (of torch and OpenVINO) and MKL to an instruction set."""
+"""What holds to an instruction set: the engine, torch, oneDNN (of torch and OpenVINO), MKL, what inductor compiles."""
 GRACE: Final = 10.0  # seconds for a child to end after it was asked to
 
 Report = Callable[[str, int, int], None]
@@ -52,7 +53,7 @@ def benchmark(request: Request, *, report: Report = lambda *_: None) -> Record:
     findings = []
     for threads, allowed in sorted(wanted.items()):
         prefix = f"{threads} thread{'s' if threads > 1 else ''}: "
-        findings.append(_child(request, allowed, lambda label, *done, head=prefix: report(head + label, *done)))
+        findings.append(_findings(request, allowed, lambda label, *done, head=prefix: report(head + label, *done)))
     return Record(
         command=request.command(),
         request=request.to_dict(),
@@ -62,7 +63,22 @@ def benchmark(request: Request, *, report: Report = lambda *_: None) -> Record:
     )
 
 
-def _child(request: Request, cores: list[int], report: Report) -> Findings:
+class _Crash(Exception):
+    """What a library did to the child: its label, and how the child ended."""
+
+
+def _findings(request: Request, cores: list[int], report: Report) -> Findings:
+    """Of one number of threads. A library that takes the process down is absent from the next one."""
+    absent: dict[str, str] = {}
+    while True:
+        try:
+            return _child(request, cores, absent, report)
+        except _Crash as crash:
+            label, how = crash.args
+            absent[label] = f"its process died with {how}"
+
+
+def _child(request: Request, cores: list[int], absent: Mapping[str, str], report: Report) -> Findings:
     """Run one child to its end; whatever happens, none of its processes is left, nor any of its files."""
     with _terminable(), tempfile.TemporaryDirectory(prefix="headgate-bench-") as name:
         folder = Path(name)
@@ -74,11 +90,13 @@ def _child(request: Request, cores: list[int], report: Report) -> Findings:
             "request": request.to_dict(),
             "threads": len(cores),
             "cores": cores,
+            "absent": absent,
             "folder": str(work),
             "events": writer,
         }
         (folder / "task").write_text(json.dumps(task))
         process: subprocess.Popen[bytes] | None = None
+        tried: str | None = None
         with (folder / "task").open("rb") as given, log.open("wb") as written, os.fdopen(reader) as events:
             try:
                 with os.fdopen(writer, "wb"):  # ours is closed once the child has its own
@@ -92,7 +110,9 @@ def _child(request: Request, cores: list[int], report: Report) -> Findings:
                         start_new_session=True,  # so that Ctrl-C comes here only, and its own children end with it
                     )
                 for line in events:
-                    found = _event(json.loads(line), report) if line.endswith("\n") else None
+                    event = json.loads(line) if line.endswith("\n") else {}  # cut off where the child died
+                    tried = event.get("attempt", tried)
+                    found = _event(event, report)
                     if found is not None:
                         return found
                 code = process.wait()
@@ -100,9 +120,10 @@ def _child(request: Request, cores: list[int], report: Report) -> Findings:
                 if process is not None:
                     _end(process)
         last = log.read_text(errors="replace").strip().splitlines()[-5:]
-        raise BenchmarkError(
-            f"the process that timed died with exit code {code}: {' / '.join(last) or 'it said nothing'}"
-        )
+        how = f"exit code {code}: {' / '.join(last) or 'it said nothing'}"
+        if tried is not None:
+            raise _Crash(tried, how)
+        raise BenchmarkError(f"the process that timed died with {how}")
 
 
 @contextmanager
@@ -130,7 +151,7 @@ def _event(event: dict[str, Any], report: Report) -> Findings | None:
         name, message = event["error"]
         kind: type[HeadgateError] = getattr(errors, name, BenchmarkError)
         raise kind(message)
-    return Findings.from_dict(event["findings"])
+    return Findings.from_dict(event["findings"]) if "findings" in event else None
 
 
 def _environment(threads: int, held: str | None) -> dict[str, str]:

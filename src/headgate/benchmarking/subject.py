@@ -4,40 +4,50 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from headgate.benchmarking.images import TRAINED_IMAGES, Shape, pink_noise, real_images, stored_images, white_noise
+from headgate.benchmarking.from_plan import has_gates, plan_macs, plan_network, plan_subject
+from headgate.benchmarking.images import (
+    NOISE_IMAGES,
+    TRAINED_IMAGES,
+    Shape,
+    calibration_images,
+    pink_noise,
+    real_images,
+    white_noise,
+)
 from headgate.benchmarking.libraries.library import Images
+from headgate.benchmarking.network import Network, Planned, Subject
 from headgate.benchmarking.plain import plain
-from headgate.benchmarking.record import Gated
-from headgate.benchmarking.request import Mask, Request
+from headgate.benchmarking.record import Gated, NetworkKind, titled
+from headgate.benchmarking.request import Dtype, Mask, Request
 from headgate.benchmarking.synthetic import Decisions, observe_decisions, settle_, smooth_kernels_
 from headgate.benchmarking.thinner import narrowest, thinner
 from headgate.convert import gate_
 from headgate.engine import Engine
-from headgate.errors import BenchmarkError, ConfigError, ModelError
-from headgate.exporting import ExportReport, export
+from headgate.errors import BenchmarkError, ModelError
+from headgate.exporting import export
+from headgate.exporting.static import grouped
 from headgate.models import Architecture
 from headgate.nn import GateConfig, gated_layers
 from headgate.nn.config import Granularity
 from headgate.train.finished import find_model
 
-__all__ = ["Network", "Subject", "gated_networks", "make_subject", "pruned_networks"]
+__all__ = ["gated_networks", "make_subject", "pruned_networks"]
 
-SYNTHETIC_IMAGES: Final = 8
-"""At least so many, that thresholds are not fitted to one image."""
 DENSITY_TOLERANCE: Final = {"trained": 0.005, "synthetic": 0.03}
 """Between torch's and the engine's share of open decisions of a layer on the same images; a share, absolute. An
 untrained gated network is chaotic: one decision that rounding flips flips others behind it, so that from some depth on
 masks agree in density alone, and that up to their sampling noise."""
+ROUNDED_DENSITY: Final = 0.03
+"""More than that where sums are rounded to fewer bits than float32's."""
 STATIC_GROUPS: Final = (2, 4, 8, 16, 32)
 GRANULARITY: Final[dict[Mask, Granularity]] = {"iid": "activation", "clustered": "activation", "group": "group"}
 NOISE: Final = {
@@ -47,61 +57,18 @@ NOISE: Final = {
 }
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Network:
-    """A network that is timed.
-
-    Attributes:
-        name: for people.
-        module: plain layers for libraries; None where only the engine runs it.
-        plan: for the engine.
-        macs: of one image; of a gated network the executed ones, on average.
-        images: (n, c, h, w) that it runs on.
-        about: of a gated network.
-    """
-
-    name: str
-    module: nn.Module | None
-    plan: Path
-    macs: int
-    images: Images
-    about: Gated | None = None
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Subject:
-    """What is timed, before it is gated or pruned.
-
-    Attributes:
-        name: of the network.
-        images: what networks without gates run on.
-        dense: None where there is only a plan.
-        folder: for plan files.
-    """
-
-    name: str
-    images: Images
-    dense: Network | None
-    folder: Path
-
-
 def make_subject(request: Request, folder: Path) -> Subject:
     """The dense network, and the images.
 
     Raises: HeadgateError: see `find_model`, `Architecture.build`, `real_images`, `export`, `Engine`.
     """
-    count = max(*request.batches, SYNTHETIC_IMAGES)
     if request.kind == "plan":
-        shape = Engine(request.models[0]).input_shape
-        images = white_noise(count, shape, request.seed).numpy()
-        if request.data is not None:
-            images = _of_shape(stored_images(request.data, max(request.batches)), shape)
-        return Subject(name=Path(request.models[0]).name, images=images, dense=None, folder=folder)
+        return plan_subject(request, folder)
     if request.kind == "synthetic":
         torch.manual_seed(request.seed)
         architecture = Architecture(name=request.models[0])
         shape = request.image or architecture.input_shape()
-        x = white_noise(count, shape, request.seed)
+        x = white_noise(max(*request.batches, NOISE_IMAGES), shape, request.seed)
         model = architecture.build()
         settle_(model, x)
         name = request.models[0]
@@ -110,8 +77,8 @@ def make_subject(request: Request, folder: Path) -> Subject:
         x = real_images(model, request.data, known, max(TRAINED_IMAGES, *request.batches))
         model = plain(model, "open")
         name = request.dense or request.models[0]
-    dense = _plain_network("dense", model, x, folder)
-    return Subject(name=name, images=dense.images, dense=dense, folder=folder)
+    dense = _plain_network("dense", "dense", model, x, folder, request.precisions)
+    return Subject(name=name, images=dense.images, dense=dense, folder=folder, precisions=request.precisions)
 
 
 def gated_networks(request: Request, subject: Subject) -> Iterator[Network]:
@@ -119,14 +86,14 @@ def gated_networks(request: Request, subject: Subject) -> Iterator[Network]:
 
     Raises: BenchmarkError: the engine decides otherwise than torch. HeadgateError: as `make_subject`.
     """
-    if request.kind == "plan":
-        yield _gated_network(request, subject.name, Path(request.models[0]), subject.images, _origin(request), {})
+    if subject.plan is not None:
+        if has_gates(subject.plan):
+            planned = Planned(dtype=subject.precisions[0], path=Path(request.models[0]), macs=0)
+            yield _gated_network(request, subject.name, [planned], subject.images, _origin(request), {})
         return
-    assert subject.dense is not None
     for position, (name, model, x, origin) in enumerate(_gated_models(request, subject)):
-        plan = subject.folder / f"gated-{position}.hgplan"
-        _export(model, plan, x)
-        yield _gated_network(request, name, plan, x.numpy(), origin, observe_decisions(model, x))
+        plans = _plans(f"gated-{position}", model, x, subject.folder, subject.precisions)
+        yield _gated_network(request, name, plans, x.numpy(), origin, observe_decisions(model, x))
 
 
 def _gated_models(request: Request, subject: Subject) -> Iterator[tuple[str, nn.Module, Tensor, str]]:
@@ -137,7 +104,6 @@ def _gated_models(request: Request, subject: Subject) -> Iterator[tuple[str, nn.
             if gated_layers(model):
                 yield name, model, torch.from_numpy(subject.images), _origin(request)
         return
-    assert subject.dense is not None
     assert subject.dense.module is not None
     shape: Shape = subject.images.shape[1:]
     for mask in request.masks:
@@ -155,61 +121,107 @@ def _gated_models(request: Request, subject: Subject) -> Iterator[tuple[str, nn.
 
 
 def _origin(request: Request) -> str:
-    return request.data or ("white noise" if request.kind == "plan" else "test images that the run was trained for")
+    return request.data or (
+        "white noise, so masks are those of noise; --data images.npy takes yours"
+        if request.kind == "plan"
+        else "test images that the run was trained for"
+    )
 
 
 def _gated_network(
-    request: Request, name: str, plan: Path, images: Images, origin: str, decisions: dict[str, Decisions]
+    request: Request,
+    name: str,
+    plans: Sequence[Planned],
+    images: Images,
+    origin: str,
+    decisions: dict[str, Decisions],
 ) -> Network:
     """Run the engine once over all images, for densities and MACs; compare them with torch's decisions."""
-    engine = Engine(plan, paths="sparse")
-    engine(images)
-    stats = [layer for layer in engine.stats() if layer.executed_macs]
-    density = {layer.name: layer.density for layer in stats if layer.decisions}
+    after = [decided.after_open for decided in decisions.values() if decided.after_open is not None]
+    counted = []
+    for plan in plans:
+        engine = Engine(plan.path, paths="sparse")
+        engine(images)
+        stats = [layer for layer in engine.stats() if layer.executed_macs]
+        density = {layer.name: layer.density for layer in stats if layer.decisions}
+        _check_decisions(request, titled(name, plan.dtype), plan.dtype, density, decisions)
+        about = Gated(
+            name=name,
+            dtype=plan.dtype,
+            images=f"{len(images)} images: {origin}",
+            dense_macs=sum(layer.dense_macs for layer in stats) // len(images),
+            executed_macs=sum(layer.executed_macs for layer in stats) // len(images),
+            density=density,
+            after_open=sum(after) / len(after) if after else None,
+            plan_bytes=plan.path.stat().st_size,
+        )
+        counted.append(replace(plan, macs=about.executed_macs, about=about))
+    return Network(name=name, kind="gated", module=None, images=images, plans=tuple(counted))
+
+
+def _check_decisions(
+    request: Request, title: str, dtype: Dtype, density: Mapping[str, float], decisions: Mapping[str, Decisions]
+) -> None:
+    """Of the engine: `density`, against torch's `decisions`, by layer; a plan file comes without the latter."""
     for layer, decided in decisions.items():
         found = density.get(layer)
-        if found is not None and abs(found - decided.density) > DENSITY_TOLERANCE[request.kind]:
+        tolerance = DENSITY_TOLERANCE[request.kind] + (0.0 if dtype == "float32" else ROUNDED_DENSITY)
+        if found is not None and abs(found - decided.density) > tolerance:
             raise BenchmarkError(
-                f"{name}: the engine opens {found:.4f} of the decisions of {layer!r}, torch {decided.density:.4f}"
+                f"{title}: the engine opens {found:.4f} of the decisions of {layer!r}, torch {decided.density:.4f}"
             )
-    after = [decided.after_open for decided in decisions.values() if decided.after_open is not None]
-    about = Gated(
-        name=name,
-        images=f"{len(images)} images: {origin}",
-        dense_macs=sum(layer.dense_macs for layer in stats) // len(images),
-        executed_macs=sum(layer.executed_macs for layer in stats) // len(images),
-        density=density,
-        after_open=sum(after) / len(after) if after else None,
-        plan_bytes=plan.stat().st_size,
-    )
-    return Network(name=name, module=None, plan=plan, macs=about.executed_macs, images=images, about=about)
 
 
 # --------------------------------------------------------------------------------------------------- static pruning
 
 
-def pruned_networks(request: Request, subject: Subject, targets: list[int]) -> Iterator[Network]:
+def pruned_networks(
+    request: Request, subject: Subject, targets: list[int], absent: dict[str, str]
+) -> Iterator[Network]:
     """The dense network pruned statically to about so many MACs per image: grouped, and thinner; each once.
 
-    Raises: ModelError: it cannot be made thinner.
+    Args:
+        absent: takes the reasons of what is asked for and cannot be made.
     """
-    dense = subject.dense
-    if dense is None or dense.module is None:
-        return
-    x = torch.from_numpy(subject.images)
-    if request.wants("grouped"):
-        sizes = _grouped_macs(dense.module, x, subject.folder)
-        for groups in sorted({_nearest(sizes, target) for target in targets}):
-            yield _grouped(dense.module, groups, x, subject.folder)
-    if request.wants("thinner"):
-        known: dict[int, Network] = {}
-        for target in targets:
-            for channels in _widths_around(dense, target):
-                if channels not in known:
-                    known[channels] = _thinner(dense.module, channels, x, subject.folder)
-        sizes = {channels: network.macs for channels, network in known.items()}
-        chosen = {_nearest(sizes, target) for target in targets}
-        yield from (known[channels] for channels in sorted(chosen))
+    for family, networks in (("grouped", _all_grouped), ("thinner", _all_thinner)):
+        if request.wants(family) and not targets:
+            absent[family] = "no gated network is timed, whose MACs it would have"
+        elif request.wants(family):
+            try:
+                yield from networks(subject, targets)
+            except ModelError as error:
+                absent[family] = str(error)
+
+
+def _all_grouped(subject: Subject, targets: list[int]) -> Iterator[Network]:
+    plan, model, x = subject.plan, subject.dense.module, torch.from_numpy(subject.images)
+    assert model is not None
+    if plan is None:
+        sizes = _grouped_macs(model, x, subject.folder)
+    else:
+        sizes = {groups: plan_macs(grouped(plan, groups)) for groups in STATIC_GROUPS}
+    for groups in sorted({_nearest(sizes, target) for target in targets}):
+        name = f"grouped, G = {groups}"
+        if plan is None:
+            yield _grouped(model, groups, name, x, subject)
+        else:
+            yield plan_network(
+                grouped(plan, groups), name, "pruned", subject.precisions[0], subject.images, subject.folder
+            )
+
+
+def _all_thinner(subject: Subject, targets: list[int]) -> Iterator[Network]:
+    """Raises: ModelError: it cannot be made thinner."""
+    dense, x = subject.dense, torch.from_numpy(subject.images)
+    assert dense.module is not None
+    known: dict[int, Network] = {}
+    for target in targets:
+        for channels in _widths_around(dense, target):
+            if channels not in known:
+                known[channels] = _thinner(dense.module, channels, x, subject)
+    sizes = {channels: network.macs for channels, network in known.items()}
+    chosen = {_nearest(sizes, target) for target in targets}
+    yield from (known[channels] for channels in sorted(chosen))
 
 
 def _nearest(sizes: dict[int, int], target: int) -> int:
@@ -224,7 +236,7 @@ def _grouped_macs(model: nn.Module, x: Tensor, folder: Path) -> dict[int, int]:
         if groups > narrowest(model):
             break
         closed = _closed(model, groups, x)
-        sizes[groups] = _export(closed, folder / "size.hgplan", x).macs
+        sizes[groups] = export(closed, folder / "size.hgplan", example_input=x[:1]).macs
     return sizes
 
 
@@ -236,15 +248,12 @@ def _closed(model: nn.Module, groups: int, x: Tensor) -> nn.Module:
     return closed
 
 
-def _grouped(model: nn.Module, groups: int, x: Tensor, folder: Path) -> Network:
+def _grouped(model: nn.Module, groups: int, name: str, x: Tensor, subject: Subject) -> Network:
     """Gates held closed, for the engine; the same function in grouped convolutions and shuffles, for libraries."""
     closed = _closed(model, groups, x)
     settle_(closed, x)
-    plan = folder / f"grouped-{groups}.hgplan"
-    report = _export(closed, plan, x)
-    return Network(
-        name=f"grouped, G = {groups}", module=plain(closed, "closed"), plan=plan, macs=report.macs, images=x.numpy()
-    )
+    plans = _plans(name, closed, x, subject.folder, subject.precisions)
+    return Network(name=name, kind="pruned", module=plain(closed, "closed"), images=x.numpy(), plans=plans)
 
 
 def _widths_around(dense: Network, target: int) -> set[int]:
@@ -256,24 +265,31 @@ def _widths_around(dense: Network, target: int) -> set[int]:
     return {min(max(round_(wanted), 1) * step, width) for round_ in (math.floor, math.ceil)}
 
 
-def _thinner(model: nn.Module, channels: int, x: Tensor, folder: Path) -> Network:
+def _thinner(model: nn.Module, channels: int, x: Tensor, subject: Subject) -> Network:
     width = narrowest(model)
     thin = thinner(model, channels / width, x[:2])
     settle_(thin, x)
-    return _plain_network(f"thinner, {channels}/{width}", thin, x, folder)
+    return _plain_network(f"thinner, {channels}/{width}", "pruned", thin, x, subject.folder, subject.precisions)
 
 
-def _plain_network(name: str, model: nn.Module, x: Float[Tensor, "n c h w"], folder: Path) -> Network:
-    plan = folder / f"{name.replace(' ', '').replace('/', '-')}.hgplan"
-    report = _export(model, plan, x)
-    return Network(name=name, module=model, plan=plan, macs=report.macs, images=x.numpy())
+# ------------------------------------------------------------------------------------------------------------ plans
 
 
-def _export(model: nn.Module, plan: Path, x: Float[Tensor, "n c h w"]) -> ExportReport:
-    return export(model, plan, example_input=x[:1])
+def _plain_network(
+    name: str, kind: NetworkKind, model: nn.Module, x: Tensor, folder: Path, precisions: tuple[Dtype, ...]
+) -> Network:
+    return Network(
+        name=name, kind=kind, module=model, images=x.numpy(), plans=_plans(name, model, x, folder, precisions)
+    )
 
 
-def _of_shape(images: Images, shape: Shape) -> Images:
-    if images.shape[1:] != shape:
-        raise ConfigError(f"data must hold images of {shape}, as the plan, got {images.shape[1:]}")
-    return np.ascontiguousarray(images)
+def _plans(name: str, model: nn.Module, x: Tensor, folder: Path, precisions: tuple[Dtype, ...]) -> tuple[Planned, ...]:
+    plans = []
+    for precision in precisions:
+        path = folder / f"{re.sub('[^a-z0-9]+', '-', name)}-{precision}.hgplan"
+        options: dict[str, Any] = {"precision": precision}
+        if precision == "int8":
+            options["calibration"] = torch.from_numpy(calibration_images(x.numpy()))
+        report = export(model, path, example_input=x[:1], **options)
+        plans.append(Planned(dtype=precision, path=path, macs=report.macs))
+    return tuple(plans)

@@ -33,12 +33,12 @@ def thinner(model: nn.Module, share: float, example_input: Tensor) -> nn.Module:
     last = next((m for _, m in reversed(named) if isinstance(m, nn.Linear)), named[-1][1])
     with warnings.catch_warnings(), torch.no_grad():
         warnings.filterwarnings("ignore", "Lazy modules", UserWarning)
-        for name, module in list(model.named_modules()):
-            new = _lazy(module, share, keep=module is last)
-            if new is not None:
-                parent, _, child = name.rpartition(".")
-                setattr(model.get_submodule(parent), child, new)
         try:
+            for name, module in list(model.named_modules()):
+                new = _lazy(module, share, keep=module is last)
+                if new is not None:
+                    parent, _, child = name.rpartition(".")
+                    setattr(model.get_submodule(parent), child, new)
             model(example_input)  # makes the weights
         except (RuntimeError, ValueError) as error:
             raise ModelError(f"{type(model).__name__} cannot be made {share:.2f} as wide: {error}") from error

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple, get_args
 
 import numpy as np
 import torch
 
-from headgate.benchmarking.libraries.library import Absent, Dtype, Images, Library, Runner, Work
+from headgate.benchmarking.images import calibration_images
+from headgate.benchmarking.libraries.library import Absent, Images, Library, Runner, Work
 from headgate.benchmarking.libraries.registry import LIBRARIES
-from headgate.benchmarking.record import Call, Findings, Gated, Layer, LayerTable, NetworkKind, Setting, Spread, Timed
-from headgate.benchmarking.request import Request
-from headgate.benchmarking.subject import Network, Subject, gated_networks, make_subject, pruned_networks
+from headgate.benchmarking.network import Network
+from headgate.benchmarking.record import Call, Findings, Layer, LayerTable, Setting, Spread, Timed, titled
+from headgate.benchmarking.request import Dtype, Request
+from headgate.benchmarking.subject import gated_networks, make_subject, pruned_networks
 from headgate.benchmarking.timing import interleaved, repeated
 from headgate.engine import Engine, LayerStats
 from headgate.errors import BenchmarkError
@@ -25,9 +27,9 @@ from headgate.ops import native
 Report = Callable[[str, int, int], None]
 """Called with what is being done, and how much of how much is done."""
 
-TOLERANCE: Final = {"float32": 1e-3, "bfloat16": 0.1}
+TOLERANCE: Final[Mapping[Dtype, float]] = {"float32": 1e-3, "bfloat16": 0.1, "int8": 0.25}
 """Of an output against torch's in float32, relative to the largest output: Winograd's in float32; 2⁻⁸ through a deep
-network in bfloat16. Another network is off by about 1."""
+network in the others. Another network is off by about 1."""
 CALLS: Final = 1000
 LOADS: Final = 7
 
@@ -37,8 +39,8 @@ class Candidate(NamedTuple):
 
     name: str
     network: Network
-    kind: NetworkKind
     dtype: Dtype
+    macs: int
     run: Runner
 
 
@@ -73,17 +75,29 @@ class Bench:
     Args:
         folder: for plans and other temporary files.
         report: see `Report`.
+        attempt: called with the name of what may take this process down, before it runs for the first time, and with
+            None when it did not.
+        absent: reasons of what is not to be tried, by such names.
     """
 
-    def __init__(self, request: Request, threads: int, folder: Path, report: Report) -> None:
-        self.request, self.threads, self.folder, self.report = request, threads, folder, report
-        self.absent: dict[str, str] = {}
+    def __init__(
+        self,
+        request: Request,
+        threads: int,
+        folder: Path,
+        *,
+        report: Report = lambda *_: None,
+        attempt: Callable[[str | None], None] = lambda _: None,
+        absent: Mapping[str, str] | None = None,
+    ) -> None:
+        self.request, self.threads, self.folder, self.report, self.attempt = request, threads, folder, report, attempt
+        self.absent = dict(absent or {})
         self.versions: dict[str, str] = {}
 
     def findings(self) -> Findings:
         """Do it.
 
-        Raises: BenchmarkError: something computes another function. HeadgateError: see `make_subject`.
+        Raises: BenchmarkError: the engine computes another function. HeadgateError: see `make_subject`.
         """
         torch.set_num_threads(self.threads)
         extension = native.module()
@@ -91,29 +105,28 @@ class Bench:
         subject = make_subject(self.request, self.folder)
         gated = list(gated_networks(self.request, subject))
         targets = sorted({network.macs for network in gated})
-        pruned = list(pruned_networks(self.request, subject, targets))
-        settings = tuple(self._setting(batch, subject, gated, pruned) for batch in self.request.batches)
-        biggest = max((n.plan for n in [*gated, *([subject.dense] if subject.dense else [])]), key=_size)
+        networks = [subject.dense, *pruned_networks(self.request, subject, targets, self.absent), *gated]
+        settings = tuple(self._setting(batch, networks) for batch in self.request.batches)
+        biggest = max((plan.path for network in (subject.dense, *gated) for plan in network.plans), key=_size)
         channels, height, width = subject.images.shape[1:]
         return Findings(
             network=subject.name,
             shape=(channels, height, width),
             isa=str(extension.active_isa()) if extension is not None else "",
-            gated=tuple(_about(network) for network in gated),
+            gated=tuple(plan.about for network in gated for plan in network.plans if plan.about is not None),
             settings=settings,
             absent=self.absent,
             versions={"torch": torch.__version__, "numpy": np.__version__} | self.versions,
             call=self._call(biggest),
         )
 
-    def _setting(self, batch: int, subject: Subject, gated: list[Network], pruned: list[Network]) -> Setting:
-        candidates = list(self._candidates(batch, subject, gated, pruned))
-        calls = {str(i): _call(candidate, batch) for i, candidate in enumerate(candidates)}
-        meters = {str(i): Meter(c.run) for i, c in enumerate(candidates) if isinstance(c.run, Engine)}
+    def _setting(self, batch: int, networks: list[Network]) -> Setting:
+        candidates = {str(i): candidate for i, candidate in enumerate(self._candidates(batch, networks))}
+        meters = {name: Meter(c.run) for name, c in candidates.items() if isinstance(c.run, Engine)}
         title, repeats = f"timing batches of {batch}", self.request.repeats
         self.report(title, 0, repeats)
         seconds = interleaved(
-            calls,
+            {name: _call(candidate, batch) for name, candidate in candidates.items()},
             repeats,
             after={name: meter.read for name, meter in meters.items()},
             report=lambda done: self.report(title, done, repeats),
@@ -122,59 +135,58 @@ class Bench:
             Timed(
                 name=candidate.name,
                 network=candidate.network.name,
-                kind=candidate.kind,
+                kind=candidate.network.kind,
                 dtype=candidate.dtype,
-                macs=candidate.network.macs,
-                ms=Spread.of([1e3 * value / batch for value in seconds[str(i)]]),
+                macs=candidate.macs,
+                ms=Spread.of([1e3 * value / batch for value in seconds[name]]),
             )
-            for i, candidate in enumerate(candidates)
+            for name, candidate in candidates.items()
         )
-        read: dict[str, list[tuple[str, Meter]]] = {kind: [] for kind in get_args(NetworkKind)}
-        for name, meter in meters.items():
-            read[candidates[int(name)].kind].append((candidates[int(name)].network.name, meter))
-        dense = read["dense"][0][1] if read["dense"] else None
-        tables = tuple(layer_table(name, meter, dense) for name, meter in read["gated"])
+        metered = [(candidates[name], meter) for name, meter in meters.items()]
+        dense = {candidate.dtype: meter for candidate, meter in metered if candidate.network.kind == "dense"}
+        tables = tuple(
+            layer_table(candidate.network.name, candidate.dtype, meter, dense.get(candidate.dtype))
+            for candidate, meter in metered
+            if candidate.network.kind == "gated"
+        )
         return Setting(threads=self.threads, batch=batch, repeats=repeats, timed=timed, layers=tables)
 
     # ------------------------------------------------------------------------------------------------------- runners
 
-    def _candidates(
-        self, batch: int, subject: Subject, gated: list[Network], pruned: list[Network]
-    ) -> Iterator[Candidate]:
-        """Everything that runs, libraries first; all but the gated ones are checked against torch."""
-        dense = subject.dense
-        if dense is not None:
-            for library in LIBRARIES:
-                if self.request.wants(library.name):
-                    yield from self._library(library, dense, "dense", "float32", batch)
-            if self.request.wants("bf16"):
-                yield from self._bf16(dense, batch)
-        for network in pruned:
-            for library in LIBRARIES:
-                if "pruned" in library.runs and self.request.wants(library.name):
-                    yield from self._library(library, network, "pruned", "float32", batch)
-            yield self._engine(network, "pruned", batch)
-        if dense is not None:
-            yield self._engine(dense, "dense", batch)
-        for network in gated:
-            yield self._engine(network, "gated", batch)
+    def _candidates(self, batch: int, networks: list[Network]) -> Iterator[Candidate]:
+        """Everything that runs, libraries first; all but the gated networks are checked against torch."""
+        for network in networks:
+            for library, dtype in self._libraries(network):
+                yield from self._library(library, network, dtype, batch)
+        for network in networks:
+            for plan in network.plans:
+                engine = Engine(plan.path, threads=self.threads, paths="sparse")
+                if network.kind == "gated":  # at its best, as the libraries are
+                    engine.tune(network.images[:batch], keep=False)
+                if network.module is not None:
+                    images = network.images[:batch]
+                    title = titled(f"headgate: {network.name}", plan.dtype)
+                    check_output(title, engine(images), reference(network, images), plan.dtype)
+                yield Candidate("headgate", network, plan.dtype, plan.macs, engine)
 
-    def _bf16(self, dense: Network, batch: int) -> Iterator[Candidate]:
-        if self.request.held is not None:
-            self.absent["bfloat16"] = f"not timed where instruction sets are held to {self.request.held}"
-        elif not computes_bf16():
-            self.absent["bfloat16"] = "this CPU has no arithmetic in bfloat16"
-        else:
-            for library in LIBRARIES:
-                if "bf16" in library.runs:
-                    yield from self._library(library, dense, "dense", "bfloat16", batch)
+    def _libraries(self, network: Network) -> list[tuple[Library, Dtype]]:
+        """What is to run a network, and in which dtype."""
+        request, ours = self.request, tuple(plan.dtype for plan in network.plans)
+        if network.kind == "dense":
+            asked = ((x, d) for d in get_args(Dtype) for x in LIBRARIES if d in x.dense)
+            return [(x, d) for x, d in asked if request.wants_dense(x.name, d, engine=ours)]
+        if network.kind == "pruned":
+            return [(x, d) for d in ours for x in LIBRARIES if d in x.pruned and request.wants(x.name)]
+        return []
 
-    def _library(
-        self, library: Library, network: Network, kind: NetworkKind, dtype: Dtype, batch: int
-    ) -> Iterator[Candidate]:
+    def _library(self, library: Library, network: Network, dtype: Dtype, batch: int) -> Iterator[Candidate]:
         obstacle = library.obstacle(self.request.held)
         if obstacle is not None:
             self.absent[library.title] = obstacle
+            return
+        obstacle = _obstacle(dtype, self.request.held)
+        if obstacle is not None:
+            self.absent[dtype] = obstacle
             return
         label = f"{library.title}, {network.name}, {dtype}"
         if label in self.absent:
@@ -187,30 +199,26 @@ class Bench:
         work = Work(
             module=network.module,
             images=images,
+            calibration=_batches(calibration_images(network.images), batch) or (images,),
             threads=self.threads,
             dtype=dtype,
             folder=folder,
             held=self.request.held,
         )
+        self.attempt(label)
         try:
             run = library.build(work)
-            output = run(images)
-        except Absent as reason:
+            check_output(label, run(images), reference(network, images), dtype)
+        except (Absent, BenchmarkError) as reason:
             self.absent[label] = str(reason)
             return
         except Exception as error:  # whatever a library raises, the others can still be timed
             self.absent[label] = _first_line(error)
             return
+        finally:
+            self.attempt(None)
         self.versions |= library.versions()
-        check_output(label, output, reference(network, images), dtype)
-        yield Candidate(library.title, network, kind, dtype, run)
-
-    def _engine(self, network: Network, kind: NetworkKind, batch: int) -> Candidate:
-        engine = Engine(network.plan, threads=self.threads, paths="sparse")
-        if network.module is not None:
-            images = network.images[:batch]
-            check_output(f"headgate, {network.name}", engine(images), reference(network, images), "float32")
-        return Candidate("headgate", network, kind, "float32", engine)
+        yield Candidate(library.title, network, dtype, network.macs, run)
 
     # ---------------------------------------------------------------------------------------------------------- calls
 
@@ -228,12 +236,13 @@ class Bench:
         )
 
 
-def layer_table(name: str, gated: Meter, dense: Meter | None) -> LayerTable:
+def layer_table(name: str, dtype: Dtype, gated: Meter, dense: Meter | None) -> LayerTable:
     """The layers of a gated plan that compute something, beside the dense plan's of the same names."""
     dense_ms = {} if dense is None else dense.ms()
     gated_ms = gated.ms()
     return LayerTable(
         network=name,
+        dtype=dtype,
         layers=tuple(
             Layer(
                 name=layer,
@@ -276,14 +285,22 @@ def check_output(label: str, output: Images, expected: Images, dtype: Dtype) -> 
 
 def _call(candidate: Candidate, batch: int) -> Callable[[int], object]:
     """A call with the repeat's own slice of the images."""
-    images, run = candidate.network.images, candidate.run
-    pieces = [np.ascontiguousarray(images[i : i + batch]) for i in range(0, len(images) - batch + 1, batch)]
+    pieces, run = _batches(candidate.network.images, batch), candidate.run
     return lambda repeat: run(pieces[repeat % len(pieces)])
 
 
-def _about(network: Network) -> Gated:
-    assert network.about is not None
-    return network.about
+def _batches(images: Images, batch: int) -> tuple[Images, ...]:
+    """Whole ones, contiguous."""
+    return tuple(np.ascontiguousarray(images[i : i + batch]) for i in range(0, len(images) - batch + 1, batch))
+
+
+def _obstacle(dtype: Dtype, held: str | None) -> str | None:
+    """Why nothing can be timed in a dtype; else None."""
+    if dtype == "bfloat16" and held is not None:
+        return f"not timed where instruction sets are held to {held}"
+    if dtype == "bfloat16" and not computes_bf16():
+        return "this CPU has no arithmetic in bfloat16"
+    return None
 
 
 def _size(path: Path) -> int:

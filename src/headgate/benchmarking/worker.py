@@ -28,7 +28,12 @@ def main() -> int:
 
         request = Request.from_dict(task["request"])
         bench = Bench(
-            request, task["threads"], Path(task["folder"]), lambda label, done, of: send("progress", [label, done, of])
+            request,
+            task["threads"],
+            Path(task["folder"]),
+            report=lambda label, done, of: send("progress", [label, done, of]),
+            attempt=lambda label: send("attempt", label),
+            absent=task["absent"],
         )
         try:
             send("findings", bench.findings().to_dict())

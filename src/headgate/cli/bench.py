@@ -15,18 +15,21 @@ class Bench:
     """Time a network in the native engine, in other inference libraries, and pruned statically; docs/benchmark.md.
 
     A trained model decides on real images. An architecture, with --density and --mask, is timed with synthetic weights
-    and images. A plan file is timed alone.
+    and images. A plan file is compared with the dense network that it was gated from, rebuilt from the file.
 
     Attributes:
         models: run folders, checkpoints or pretrained names, of one architecture; or an architecture; or a plan file.
-        against: all, or any of torch, torch-channels-last, torch-compile, onnxruntime, openvino, ncnn, bf16 (the dense
-            network in bfloat16), grouped and thinner (the network pruned statically to the same MACs). None: nothing.
-        data: folder or Hub name of a trained model's images, or an .npy file of prepared ones.
-        dense: the trained dense counterpart. Default: the first model with its gates held open.
+        against: all, or any of torch, torch-channels-last, torch-compile, onnxruntime, openvino, ncnn, bf16 and int8
+            (the dense network in that dtype), grouped and thinner (the network pruned statically to the same MACs).
+            None: nothing.
+        data: folder or Hub name of a trained model's images, or an .npy file of prepared ones; of a plan, such a file.
+            Default: those that the run was trained on; white noise for a plan.
+        dense: the trained dense counterpart. Default: the first model with its gates held open; a plan has no other.
         density: synthetic: share of open decisions of every gated layer.
         mask: synthetic: independent decisions, clustered ones, or one for each pixel and output group.
         groups: synthetic: G.
         image: synthetic: channels, height and width. Default: what the architecture was designed for.
+        precision: of the engine's plans; libraries run the network in the same. bfloat16 and int8 are for convolutions.
         batches: images of one call.
         threads: one (pinned to a core), all (that this process may use), or both.
         repeats: timed calls of each runner; medians are compared.
@@ -42,6 +45,7 @@ class Bench:
     mask: tuple[Literal["iid", "clustered", "group"], ...] = ()
     groups: int = 8
     image: tuple[int, int, int] | None = None
+    precision: tuple[Literal["float32", "bfloat16", "int8"], ...] = ("float32",)
     batches: tuple[int, ...] = (1, 32)
     threads: tuple[Literal["one", "all"], ...] = ("one", "all")
     repeats: int = 31
@@ -54,8 +58,11 @@ class Bench:
 
         options = {field.name: getattr(self, field.name) for field in fields(self)}
         out, held = options.pop("out"), options.pop("isa")
-        run_shown(
-            Request(densities=options.pop("density"), masks=options.pop("mask"), held=held, **options),
-            console,
-            out=out,
+        request = Request(
+            densities=options.pop("density"),
+            masks=options.pop("mask"),
+            precisions=options.pop("precision"),
+            held=held,
+            **options,
         )
+        run_shown(request, console, out=out)

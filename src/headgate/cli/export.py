@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -15,7 +15,6 @@ from headgate.errors import ConfigError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +25,11 @@ class Export:
         model: a run's folder, a checkpoint file, or a name that `headgate models` lists under "pretrained".
         plan: the file to write.
         image: channels, height and width of the images that the plan is for. Default: those that the run trained on.
-        precision: int8 computes convolutions in 8-bit integers, with ranges from the first test images.
-        calibration: so many of them.
+        precision: of convolutions; int8: integers of 8 bits, with ranges from training images.
+        calibration: so many of them, not augmented.
         explain: then time each gated convolution on test images both ways, sparse and as masked dense arithmetic; show
-            the times, and remember the faster way for engines of this plan on this CPU.
+            the times, and remember the faster way for engines of this plan on this CPU with this instruction set and
+            number of threads. An engine takes all cores where it is not told otherwise.
         data: where the images for either are. Default: what the run was trained on.
         batch: images in one call, for the times.
         threads: of one call, for the times.
@@ -38,7 +38,7 @@ class Export:
     model: Positional[str]
     plan: Positional[Path]
     image: tuple[int, int, int] | None = None
-    precision: Literal["float32", "int8"] = "float32"
+    precision: Literal["float32", "int8", "bfloat16"] = "float32"
     calibration: int = 512
     explain: bool = False
     data: str | None = None
@@ -49,23 +49,22 @@ class Export:
         import torch
 
         from headgate.exporting import export
-        from headgate.train.finished import find_model, test_batches, trained_shape
+        from headgate.train.finished import find_model, test_batches, trained_shape, training_images
 
+        for name, value in (("calibration", self.calibration), ("batch", self.batch), ("threads", self.threads)):
+            if value < 1:
+                raise ConfigError(f"{name} must be ≥ 1, got {value}")
         model, config = find_model(self.model)
-
-        def images(name: str, count: int) -> Tensor:
-            if count < 1:
-                raise ConfigError(f"{name} must be ≥ 1, got {count}")
-            batches = test_batches(model, config, name=self.model, data=self.data, limit=count)
-            return torch.cat([batch for batch, *_ in batches]).contiguous()
-
         shape = self.image or trained_shape(Path(self.model))
         if min(shape) < 1:
             raise ConfigError(f"image must be channels, height and width, each ≥ 1, got {shape}")
-        if self.threads < 1:
-            raise ConfigError(f"threads must be ≥ 1, got {self.threads}")
-        calibration = images("calibration", self.calibration) if self.precision == "int8" else None
-        timed = images("batch", self.batch).numpy() if self.explain else None
+        where: dict[str, Any] = {"name": self.model, "data": self.data}
+        calibration = timed = None
+        if self.precision == "int8":
+            calibration = training_images(model, config, count=self.calibration, **where)
+        if self.explain:
+            batches = test_batches(model, config, limit=self.batch, **where)
+            timed = torch.cat([images for images, *_ in batches])[: self.batch].contiguous().numpy()
         report = export(
             model,
             self.plan,
@@ -82,7 +81,7 @@ class Export:
 
         choices = Engine(self.plan, threads=self.threads).tune(images)
         if not choices:
-            console.print("no gated convolution has a choice of paths")
+            console.print("there is no gated convolution")
             return
         table = Table(title=f"batches of {len(images)}, {self.threads} thread(s), ms a batch, base path included")
         for column in ("gated convolution", "density", "sparse", "masked dense", "path"):

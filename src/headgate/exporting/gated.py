@@ -11,6 +11,7 @@ from torch import Tensor
 from headgate.exporting import windows
 from headgate.exporting.fold import ChannelAffine, double, normalise, scaled, standardise
 from headgate.exporting.plan import Conv, GatedConv, Pair
+from headgate.exporting.static import base_convolution
 from headgate.exporting.trace_graph import weights_of
 from headgate.nn.gated_conv import GatedConv2d
 from headgate.nn.gates import MEAN_ABS_NORMAL, MEDIAN_ABS_NORMAL
@@ -120,10 +121,4 @@ def _held_open(layer: GatedConv2d) -> dict[str, Any]:
 def _held_closed(layer: GatedConv2d) -> dict[str, Any]:
     """The base path alone: a convolution with one group per block, of input channels that need not be adjacent."""
     positions, listed = _base_positions(layer), base_inputs(layer)
-    blocks = weights_of(layer.weight).chunk(len(positions))
-    adjacent = torch.equal(listed.flatten(), torch.arange(layer.in_channels, dtype=torch.int32))
-    return {
-        "weight": torch.cat([block[:, inputs] for block, inputs in zip(blocks, positions, strict=True)]),
-        "groups": len(positions),
-        "input_channels": None if adjacent else listed,
-    }
+    return base_convolution(weights_of(layer.weight), positions, listed, in_channels=layer.in_channels)

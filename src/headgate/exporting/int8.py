@@ -1,11 +1,10 @@
-"""Which convolutions run in 8-bit integers, and what their inputs are rounded to: docs/design/0003-int8.md."""
+"""What the inputs of convolutions in 8-bit integers are rounded to: docs/design/0003-int8.md."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from headgate.errors import ConfigError, DataError, DtypeError, ExportError, ShapeError
-from headgate.exporting.plan import Conv, GatedConv, Operator, Plan
 from headgate.exporting.trace_graph import Traced
 from headgate.nn.gated_conv import GatedConv2d
 from headgate.tracing import evaluation_mode, placed
@@ -21,8 +19,6 @@ from headgate.tracing import evaluation_mode, placed
 Calibration = Tensor | Iterable[Any]
 """Images (n, c, h, w), or batches of them, each a tensor or a tuple that begins with one, as data loaders give them."""
 
-MOST_PRODUCTS: Final = 65536
-"""Summed for one output; 32 bits hold no more products of two bytes."""
 _AT_A_TIME: Final = 64  # images of a calibration tensor
 
 
@@ -118,35 +114,3 @@ def _recording(traced: Traced, ranges: dict[str, Range]) -> Iterator[Any]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def with_int8(plan: Plan, ranges: Mapping[str, Range]) -> Plan:
-    """The plan with its convolutions in 8-bit integers, all but those that `kept_float32` names."""
-    operators: list[Operator] = []
-    for operator in plan.operators:
-        if isinstance(operator, (Conv, GatedConv)) and kept_float32(operator, plan) is None:
-            scale, zero = ranges[operator.name].quantisation()
-            operators.append(replace(operator, input_scale=scale, input_zero=zero))
-        else:
-            operators.append(operator)
-    return replace(plan, operators=tuple(operators))
-
-
-def kept_float32(operator: Operator, plan: Plan) -> str | None:
-    """Why a convolution stays in float32, or None."""
-    if not isinstance(operator, (Conv, GatedConv)):
-        return "no convolution"
-    last = max(i for i, o in enumerate(plan.operators) if isinstance(o, (Conv, GatedConv)))
-    if operator.inputs[0] == plan.input:
-        return "reads the images"
-    if operator is plan.operators[last]:
-        return "last layer"
-    if operator.weight[0].numel() > MOST_PRODUCTS:
-        return f"more than {MOST_PRODUCTS} products to a sum"
-    if isinstance(operator, Conv) and operator.groups == len(operator.weight) > 1:
-        return "depthwise"
-    if isinstance(operator, GatedConv) and operator.granularity == "channel":
-        return "decides by channels"
-    if isinstance(operator, GatedConv) and operator.channel_bound > 0:
-        return "channel_bound"
-    return None

@@ -1,4 +1,4 @@
-"""What a plan file says, typed, and how it is written. The format: docs/design/0002-plan-and-engine.md."""
+"""What a plan file says, typed, written and read. The format: docs/design/0002-plan-and-engine.md."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Literal
 
+import safetensors
 import safetensors.torch
 import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from headgate.errors import ExportError
-from headgate.files import atomic_write
+from headgate.errors import ExportError, PlanError
+from headgate.files import write_atomic
 
 VERSION: Final = 1
 KEY: Final = "headgate.plan"
@@ -50,7 +51,8 @@ class Operator:
 class Conv(Operator):
     """act( conv + bias (+ input 1) ). Affine vectors and biases are float64 until they are written, here and below.
 
-    Computed in 8-bit integers where `input_scale` and `input_zero` are not None, also below.
+    Computed in 8-bit integers where `input_scale` and `input_zero` are not None, in `precision` where that is not, also
+    below.
     """
 
     kind = "conv"
@@ -64,6 +66,7 @@ class Conv(Operator):
     activation: str = "none"
     input_scale: float | None = None
     input_zero: int | None = None
+    precision: Literal["bfloat16"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,10 +82,10 @@ class GatedConv(Operator):
     granularity: str
     decisions: int
     two_sided: bool
-    center: float | None
+    center: float | None = None
     channel_bound: float
     threshold: Float[Tensor, " decisions"]
-    group_scale: Float[Tensor, " decisions"] | None
+    group_scale: Float[Tensor, " decisions"] | None = None
     score_scale: Float[Tensor, " o"]
     score_bias: Float[Tensor, " o"]
     partial_scale: Float[Tensor, " o"]
@@ -92,6 +95,7 @@ class GatedConv(Operator):
     activation: str = "none"
     input_scale: float | None = None
     input_zero: int | None = None
+    precision: Literal["bfloat16"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -161,6 +165,13 @@ class Activate(Operator):
 
     kind = "activation"
     activation: str
+
+
+KINDS: Final[Mapping[str, type[Operator]]] = {
+    kind.kind: kind for kind in (Conv, GatedConv, MaxPool, AvgPool, AdaptiveAvgPool, Add, Mul, Concat, Affine, Activate)
+}
+_WORDS: Final = ("kind", "name", "granularity", "activation", "precision")
+"""Attributes that are words; other strings name tensors of the file."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -248,6 +259,38 @@ def write(plan: Plan, path: str | os.PathLike[str]) -> int:
         CheckpointError: the file cannot be written; an earlier one is unchanged.
     """
     text, tensors = serialise(plan)
-    with atomic_write(path) as part:
-        safetensors.torch.save_file(dict(tensors), part, {KEY: text})
-        return part.stat().st_size
+    data = safetensors.torch.save(dict(tensors), {KEY: text})
+    write_atomic(path, data)
+    return len(data)
+
+
+def read(path: str | os.PathLike[str]) -> Plan:
+    """The plan that a file holds: the inverse of `write`, but for what is only for the report.
+
+    Attributes are taken as they are: the native engine checks them against one another when it loads the file.
+
+    Raises: PlanError: the file cannot be read, or is not a plan of this version.
+    """
+    try:
+        with safetensors.safe_open(os.fspath(path), "pt") as file:
+            description = json.loads((file.metadata() or {})[KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if description["version"] != VERSION:
+            raise ValueError(f"version {description['version']}")
+        return Plan(
+            values=tuple(tuple(value["shape"]) for value in description["values"]),
+            input=description["input"],
+            output=description["output"],
+            operators=tuple(_operator(described, tensors) for described in description["ops"]),
+        )
+    except (OSError, safetensors.SafetensorError, LookupError, TypeError, ValueError) as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise PlanError(f"{os.fspath(path)} must be a plan file of version {VERSION}, got {problem}") from error
+
+
+def _operator(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Operator:
+    attributes: dict[str, Any] = {}
+    for name, value in described.items():
+        stored = tensors[value] if isinstance(value, str) and name not in _WORDS else value
+        attributes[name] = tuple(stored) if isinstance(stored, list) else stored
+    return KINDS[attributes.pop("kind")](**attributes)

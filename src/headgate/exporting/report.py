@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from headgate.exporting.int8 import kept_float32
 from headgate.exporting.plan import Conv, GatedConv, Operator, Plan, Shape
+from headgate.exporting.precision import kept_float32, precision_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,8 @@ class OperatorReport:
         size: of a convolution or pool, for example "64→128 3×3 /2"; else empty.
         out_shape: (channels, height, width) of its result.
         gate: of a gated convolution, for example "group G=4"; "dense" for other convolutions; else empty.
-        precision: of a convolution: "int8" or "float32", in a plan with both followed by why; else empty.
+        precision: of a convolution: "float32", "int8" or "bfloat16"; "float32" is followed by why where others are
+            narrower; else empty.
         fused: what it stands for beside its own layer: "norm", "residual", an activation, …
         macs: per image, with every gate open.
         base_macs: of these, what runs whatever the gates decide.
@@ -130,18 +131,23 @@ def report(plan: Plan, *, model: str, path: str, size: int) -> ExportReport:
     )
 
 
+def macs_of(operator: Operator, plan: Plan) -> int:
+    """Multiply-accumulates of one image, with every gate open."""
+    if not isinstance(operator, (Conv, GatedConv)):
+        return 0
+    _, height, width = plan.values[operator.output]
+    return height * width * operator.weight.numel()
+
+
 def _operator(operator: Operator, plan: Plan) -> OperatorReport:
     out_shape = plan.values[operator.output]
-    pixels = out_shape[1] * out_shape[2]
     tensors = [value for value in vars(operator).values() if isinstance(value, Tensor)]
-    macs = base_macs = 0
+    macs = base_macs = macs_of(operator, plan)
     gate = ""
     if isinstance(operator, Conv):
-        macs = base_macs = pixels * operator.weight.numel()
         gate = "dense"
     elif isinstance(operator, GatedConv):
         base, inputs = operator.base_inputs.shape[1], operator.weight.shape[1]
-        macs = pixels * operator.weight.numel()
         base_macs = macs * base // inputs
         gate = f"{operator.granularity} G={inputs // base}"
     return OperatorReport(
@@ -161,10 +167,11 @@ def _operator(operator: Operator, plan: Plan) -> OperatorReport:
 def _precision(operator: Operator, plan: Plan) -> str:
     if not isinstance(operator, (Conv, GatedConv)):
         return ""
-    if operator.input_scale is not None:
-        return "int8"
-    mixed = any(getattr(other, "input_scale", None) is not None for other in plan.operators)
-    return f"float32: {kept_float32(operator, plan)}" if mixed else "float32"
+    found = precision_of(operator)
+    narrow = {precision_of(o) for o in plan.operators if isinstance(o, (Conv, GatedConv))} - {"float32"}
+    if found != "float32" or not narrow:
+        return found
+    return f"float32: {kept_float32(operator, plan, *narrow)}"
 
 
 def _size(operator: Operator, in_shape: Shape, out_shape: Shape) -> str:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headgate.errors import ShapeError
+
+
+def dividing_groups(c_in: int, c_out: int, groups: int) -> int:
+    """The largest number up to `groups` that divides the inputs and the outputs."""
+    common = math.gcd(c_in, c_out)
+    return max(d for d in range(1, min(groups, common) + 1) if common % d == 0)
 
 
 def shuffle_permutation(channels: int, groups: int) -> Int[Tensor, " channels"]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from headgate.errors import ConfigError, DataError
-from headgate.files import cache_folder
+from headgate.files import cache_folder, write_atomic
 from headgate.train.augment import Augment, Normalise
 from headgate.train.seeding import generator
 from headgate.train.sources import ImageRows, decode, open_rows
@@ -267,15 +266,9 @@ def _read_cache(file: Path) -> ImageTensors | None:
 
 def _write_cache(file: Path, data: ImageTensors) -> None:
     """Write atomically; a cache that cannot be written is only logged, for nothing depends on it."""
-    temporary: Path | None = None
+    tensors = {"images": data.images, "labels": data.labels}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".partial", delete=False) as f:
-            temporary = Path(f.name)
-        tensors = {"images": data.images, "labels": data.labels}
-        safetensors.torch.save_file(tensors, temporary, metadata={"classes": json.dumps(data.classes)})
-        temporary.replace(file)
-    except (OSError, safetensors.SafetensorError) as error:
+        write_atomic(file, safetensors.torch.save(tensors, {"classes": json.dumps(data.classes)}))
+    except OSError as error:
         _LOG.info("decoded images are not cached in %s (%s)", file.parent, error)
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)

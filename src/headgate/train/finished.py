@@ -7,16 +7,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from torch import nn
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from headgate.checkpoint import list_pretrained, load, pretrained
-from headgate.errors import CheckpointError, ConfigError
+from headgate.errors import CheckpointError, ConfigError, DataError
 from headgate.train.data import Batch
 from headgate.train.loop import MODEL, RECIPE, SUMMARY
 from headgate.train.prepare import evaluation_batches
 from headgate.train.recipe import DataConfig, Recipe
 
-__all__ = ["find_model", "test_batches", "trained_shape"]
+__all__ = ["find_model", "test_batches", "trained_shape", "training_images"]
 
 
 def find_model(name: str) -> tuple[nn.Module, DataConfig | None]:
@@ -57,11 +59,31 @@ def test_batches(
         limit: see `evaluation_batches`.
     Raises: ConfigError: it is not known where the images are. And see `evaluation_batches`.
     """
+    return evaluation_batches(model, _data(config, name, data), limit=limit)
+
+
+def training_images(
+    model: nn.Module, config: DataConfig | None, *, name: str, data: str | None, count: int
+) -> Float[Tensor, "n c h w"]:
+    """So many training images, not augmented, of all classes and always the same; fewer where there are no more.
+
+    Args: see `test_batches`.
+    Raises: ConfigError: it is not known where the images are. DataError: there are none; see `evaluation_batches`.
+    """
+    known = _data(config, name, data)
+    try:
+        batches = evaluation_batches(model, known, split="train", limit=count)
+        return torch.cat([images for images, *_ in batches])[:count].contiguous()
+    except DataError as error:
+        raise DataError(f"no training images: {error}") from error
+
+
+def _data(config: DataConfig | None, name: str, data: str | None) -> DataConfig:
     if data is not None:
-        config = replace(config or DataConfig(source=data), source=data)
+        return replace(config or DataConfig(source=data), source=data)
     if config is None:
         raise ConfigError(f"data must be given: {name} does not say what it was trained on")
-    return evaluation_batches(model, config, limit=limit)
+    return config
 
 
 def trained_shape(folder: Path) -> tuple[int, int, int]:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from headgate.files import atomic_write
+from headgate.files import write_atomic
 
 METRICS = "metrics.jsonl"
 
@@ -37,8 +37,7 @@ class RunLog:
                 for line in read_metrics(folder)
                 if line["step"] <= first_step and not (line["kind"] == "eval" and line["step"] == total_steps)
             ]
-            with atomic_write(path) as temporary:
-                temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
             self._file = path.open("a")
             self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
         self._progress = Progress(

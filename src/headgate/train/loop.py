@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from headgate.checkpoint import save
 from headgate.counting import MacLedger
-from headgate.errors import CheckpointError, ConfigError, DivergedError, HeadgateError, ModelError
-from headgate.files import atomic_write
+from headgate.errors import CheckpointError, DivergedError, HeadgateError, ModelError
+from headgate.files import write_atomic
 from headgate.fusion import fuse, set_sync_
 from headgate.nn import GatedConv2d, Observation, gated_layers, observe, threshold_loss
 from headgate.train.allocator import keep_freed_memory
@@ -30,10 +28,11 @@ from headgate.train.losses import task_loss
 from headgate.train.networks import build_model, load_teacher
 from headgate.train.optimiser import clamp_thresholds_, make_optimiser
 from headgate.train.prepare import Loaders, make_loaders
+from headgate.train.processes import exists_for_all, join_processes
 from headgate.train.recipe import BudgetConfig, Recipe
 from headgate.train.schedule import interpolate, learning_rate
 from headgate.train.seeding import generator
-from headgate.train.state import Progress, exists_for_all, load_state, save_state
+from headgate.train.state import Progress, load_state, save_state
 
 STATE, MODEL, RECIPE, SUMMARY, COUNTS = (
     "state.safetensors", "model.safetensors", "recipe.json", "summary.json", "counts.json"
@@ -73,7 +72,8 @@ def train(recipe: Recipe, folder: str | Path, *, resume: bool = True, console: b
         CheckpointError: the folder holds another recipe's run, or a file cannot be written.
         DivergedError: the loss became NaN or infinite; the last state that was saved is kept.
         InterruptedRun: Ctrl-C; the state was saved and the same call resumes.
-        ConfigError, DataError, ModelError: from the recipe's parts.
+        ConfigError: the launcher started several processes that cannot find each other, or from the recipe's parts.
+        DataError, ModelError: from the recipe's parts.
     """
     try:
         return _Run(recipe, Path(folder), resume=resume, console=console).run()
@@ -90,14 +90,7 @@ class _Run:
         self.state_path = folder / STATE
         if not resume and self.state_path.exists():
             raise CheckpointError(f"{folder} holds a run already; resume it, or choose another folder")
-        # `_autocast` is ours: accelerate's is one per process. Without `cpu` it would not join processes on one.
-        self.accelerator = Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available())
-        launched = int(os.environ.get("WORLD_SIZE", "1"))
-        if launched != self.accelerator.num_processes:
-            raise ConfigError(
-                f"{launched} processes were launched (WORLD_SIZE), but {self.accelerator.num_processes} found each "
-                "other; launch with torchrun, or with accelerate launch --num_processes N (on CPUs also --cpu)"
-            )
+        self.accelerator = join_processes()
         set_seed(recipe.seed)
         self.device = self.accelerator.device
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
@@ -151,8 +144,7 @@ class _Run:
         steps = len(self.data.train)
         if main:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with atomic_write(self.folder / RECIPE) as temporary:
-                temporary.write_text(json.dumps(recipe.to_dict(), indent=2) + "\n")
+            write_atomic(self.folder / RECIPE, json.dumps(recipe.to_dict(), indent=2) + "\n")
         log = RunLog(
             self.folder if main else None,
             total_steps=recipe.epochs * steps,
@@ -373,5 +365,4 @@ class _Run:
         self.model.preprocess = self.data.preprocess  # type: ignore[assignment]  # mypy: only tensors and modules
         save(self.model, self.folder / MODEL, metadata=summary)
         evaluation.counts.save(self.folder / COUNTS)
-        with atomic_write(self.folder / SUMMARY) as temporary:
-            temporary.write_text(json.dumps(summary, indent=2) + "\n")
+        write_atomic(self.folder / SUMMARY, json.dumps(summary, indent=2) + "\n")

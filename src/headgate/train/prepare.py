@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from headgate.train.augment import (
     Normalise,
     RandomCropFlip,
 )
-from headgate.train.data import Batch, ImageTensors, InMemoryLoader, load_in_memory
+from headgate.train.data import Batch, ImageTensors, InMemoryLoader, epoch_order, load_in_memory
 from headgate.train.recipe import DataConfig, Recipe
 from headgate.train.streaming import ImageSizes, StreamingLoader
 
@@ -149,11 +149,15 @@ def _augment(kind: str, side: int) -> Augment | None:
     return RandomCropFlip(padding=max(1, side // 8), mirror=kind != "crop")  # 4 pixels at the paper's 32
 
 
-def evaluation_batches(model: nn.Module, config: DataConfig, *, limit: int | None = None) -> Iterator[Batch]:
-    """The test split of a dataset, prepared as the model was trained.
+def evaluation_batches(
+    model: nn.Module, config: DataConfig, *, split: Literal["test", "train"] = "test", limit: int | None = None
+) -> Iterator[Batch]:
+    """A split of a dataset, prepared as the model was trained but not augmented.
 
     Args:
         model: loaded from a checkpoint, so that it knows its preprocessing.
+        split: "test" comes in its own order; "train" in another, always the same, so that any part of it has all
+            classes in it.
         limit: the first so many images only; of streamed ones, whole batches.
     Raises:
         ModelError: the model does not know its preprocessing.
@@ -167,12 +171,15 @@ def evaluation_batches(model: nn.Module, config: DataConfig, *, limit: int | Non
         raise ModelError("model must know its preprocessing (mean and std), as loaded checkpoints do; set preprocess")
     normalise = Normalise(mean=tuple(preprocess.mean.flatten().tolist()), std=tuple(preprocess.std.flatten().tolist()))
     device = next(model.parameters()).device
+    shuffle = split == "train"
+    name = split if shuffle else config.test_split
     loader: Loader
     if config.loading == "stream":
         loader = StreamingLoader(
             config.source,
-            config.test_split,
+            name,
             train=False,
+            shuffle=shuffle,
             batch_size=EVALUATION_BATCH,
             sizes=ImageSizes(size=config.size),
             normalise=normalise,
@@ -181,14 +188,14 @@ def evaluation_batches(model: nn.Module, config: DataConfig, *, limit: int | Non
         )
         classes = loader.classes
     else:
-        data = load_in_memory(config.source, config.test_split, channels=len(normalise.mean))
+        data = load_in_memory(config.source, name, channels=len(normalise.mean))
         classes, size = data.classes, (data.images.shape[2], data.images.shape[3])
         if preprocess.input_size not in (None, size):
             raise DataError(
                 f"{config.source} has images of {size}, the model was trained on {preprocess.input_size}; resize them"
             )
         if limit is not None:
-            data = data.subset(torch.arange(min(limit, len(data))))
+            data = data.subset(epoch_order(len(data), 0, 0, shuffle=shuffle)[:limit])
         loader = InMemoryLoader(data.to(device), batch_size=EVALUATION_BATCH, normalise=normalise)
     if preprocess.classes not in (None, classes):
         raise DataError(

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from headgate.errors import CheckpointError, HeadgateError
-from headgate.files import atomic_write
+from headgate.files import write_atomic
 from headgate.train.recipe import Recipe
 
 FORMAT = 1
@@ -36,23 +35,6 @@ class Progress:
     seconds: float = 0.0
 
 
-def exists_for_all(path: Path, accelerator: Accelerator) -> bool:
-    """Whether there is a state to resume from, which all processes must agree on.
-
-    Raises: CheckpointError: only some processes see the file; the others would start anew.
-    """
-    exists, world = path.exists(), accelerator.num_processes
-    if world == 1:
-        return exists
-    seen = round(float(accelerator.reduce(torch.tensor(float(exists), device=accelerator.device), "sum")))
-    if 0 < seen < world:
-        raise CheckpointError(
-            f"{path} exists for {seen} of {world} processes; put the run's folder on a file system that all nodes "
-            "share, under the same path"
-        )
-    return exists
-
-
 def save_state(
     path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress, recipe: dict[str, Any]
 ) -> None:
@@ -67,12 +49,8 @@ def save_state(
     if torch.cuda.is_available():
         tensors["rng/cuda"] = torch.cuda.get_rng_state()
     header = {"format": FORMAT, "progress": asdict(progress), "recipe": recipe}
-    with atomic_write(path) as temporary:
-        save_file(
-            {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()},
-            temporary,
-            metadata={"headgate.state": json.dumps(header)},
-        )
+    contiguous = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    write_atomic(path, save(contiguous, {"headgate.state": json.dumps(header)}))
 
 
 def load_state(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, recipe: dict[str, Any]) -> Progress:

@@ -115,6 +115,7 @@ class StreamingLoader:
         source, split: see `sources.open_rows`. Grey images become RGB.
         train: shuffled, augmented at random and coloured, without the last incomplete batch; False: every image once,
             in order, not augmented.
+        shuffle: an order drawn from the seed without `train`, too.
         batch_size: images in a *global* batch.
         sizes: the resolution.
         colour: colour augmentation in training; None for none.
@@ -132,6 +133,7 @@ class StreamingLoader:
         split: str,
         *,
         train: bool,
+        shuffle: bool = False,
         batch_size: int,
         sizes: ImageSizes = IMAGENET_SIZES,
         normalise: Normalise = IMAGENET_NORMALISE,
@@ -145,7 +147,8 @@ class StreamingLoader:
         if num_workers < 0:
             raise ConfigError(f"expected num_workers >= 0, got {num_workers}; 0 decodes in this process")
         rows = open_rows(source, split, stream=True)
-        check_share(len(rows.labels), batch_size, rank, world_size, shuffle=train, drop_last=train)
+        self.shuffle = train or shuffle
+        check_share(len(rows.labels), batch_size, rank, world_size, shuffle=self.shuffle, drop_last=train)
         self.classes = rows.classes
         self.train = train
         self.batch_size = batch_size
@@ -179,7 +182,7 @@ class StreamingLoader:
 
     def _plan(self, epoch: int, start_step: int) -> list[tuple[int, Sequence[int]]]:
         """(step, this process's rows) for the steps in which it has any."""
-        order: Int64[Tensor, " n"] = epoch_order(self._count, self.seed, epoch, shuffle=self.train)
+        order: Int64[Tensor, " n"] = epoch_order(self._count, self.seed, epoch, shuffle=self.shuffle)
         plan: list[tuple[int, Sequence[int]]] = []
         for step in range(start_step, len(self)):
             chosen = order[step * self.batch_size : (step + 1) * self.batch_size]

@@ -7,17 +7,16 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from headgate.benchmarking.request import Dtype
+
 Images = NDArray[np.float32]
 Runner = Callable[[Images], NDArray[np.float32]]
 """From float32 images (n, c, h, w), contiguous, to the network's output, both numpy arrays on the CPU."""
-
-Dtype = Literal["float32", "bfloat16"]
 
 
 class Absent(Exception):
@@ -31,14 +30,16 @@ class Work:
     Attributes:
         module: plain layers, in evaluation mode, float32; not to be changed.
         images: one batch, of the shape that every call will have.
+        calibration: what ranges of 8-bit integers are taken from: whole batches.
         threads: of one call.
-        dtype: to compute in; input and output are float32 anyhow.
+        dtype: to compute in.
         folder: for temporary files, of this library alone.
         held: the instruction set that the process's environment holds libraries to, or None.
     """
 
     module: nn.Module
     images: Images
+    calibration: tuple[Images, ...]
     threads: int
     dtype: Dtype
     folder: Path
@@ -55,7 +56,8 @@ class Library:
         packages: modules that it needs, with the name of each one's distribution on PyPI.
         build: from work to a runner. May raise anything: the library is then absent for that reason.
         unholdable: why it cannot be held to an instruction set; empty where it can.
-        runs: which networks it is timed on.
+        dense: dtypes in which it is timed on the dense network.
+        pruned: dtypes in which it is timed on networks that are pruned statically.
     """
 
     name: str
@@ -63,7 +65,8 @@ class Library:
     packages: tuple[str, ...]
     build: Callable[[Work], Runner]
     unholdable: str = ""
-    runs: tuple[Literal["dense", "bf16", "pruned"], ...] = ("dense",)
+    dense: tuple[Dtype, ...] = ("float32",)
+    pruned: tuple[Dtype, ...] = ()
 
     def obstacle(self, held: str | None) -> str | None:
         """Why it cannot serve here, as far as one can tell without trying; else None."""

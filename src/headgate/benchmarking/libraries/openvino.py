@@ -1,4 +1,4 @@
-"""OpenVINO: the latency setting, a model of fixed shape, in the asked precision."""
+"""OpenVINO: the latency setting, a model of fixed shape, in the asked precision; in 8 bits as ONNX Runtime's is."""
 
 from __future__ import annotations
 
@@ -7,26 +7,24 @@ from typing import Any
 
 import torch
 
+from headgate.benchmarking.libraries import onnx
 from headgate.benchmarking.libraries.library import Absent, Images, Runner, Work
 
-_PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
+_PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
+"""Of what is not quantised."""
 
 
 def build(work: Work) -> Runner:
     """A compiled model on the CPU; its convolutions are checked to be held where that was asked."""
     import openvino
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it still traces with torch.jit
-        model = openvino.convert_model(
-            work.module, example_input=torch.from_numpy(work.images), input=list(work.images.shape)
-        )
+    core = openvino.Core()
+    model = core.read_model(str(onnx.write(work))) if work.dtype == "int8" else _converted(openvino, work)
     config: dict[str, Any] = {
         "INFERENCE_NUM_THREADS": work.threads,
         "INFERENCE_PRECISION_HINT": _PRECISIONS[work.dtype],
         "PERFORMANCE_HINT": "LATENCY",
     }
-    core = openvino.Core()
     if work.held is not None:
         _check_held(core.compile_model(model, "CPU", config | {"PERF_COUNT": True}), work)
     request = core.compile_model(model, "CPU", config).create_infer_request()
@@ -36,6 +34,14 @@ def build(work: Work) -> Runner:
         return output
 
     return run
+
+
+def _converted(openvino: Any, work: Work) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it still traces with torch.jit
+        return openvino.convert_model(
+            work.module, example_input=torch.from_numpy(work.images), input=list(work.images.shape)
+        )
 
 
 def _check_held(compiled: Any, work: Work) -> None:

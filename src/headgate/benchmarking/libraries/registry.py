@@ -14,7 +14,7 @@ LIBRARIES: Final = (
         title="PyTorch, channels last",
         packages=(),
         build=pytorch.eager_channels_last,
-        runs=("dense", "bf16"),
+        dense=("float32", "bfloat16"),
     ),
     Library(name="torch-compile", title="torch.compile", packages=(), build=pytorch.compiled),
     Library(
@@ -23,14 +23,16 @@ LIBRARIES: Final = (
         packages=("onnxruntime", "onnx"),
         build=onnxruntime.build,
         unholdable="MLAS chooses kernels by CPUID, and nothing overrides it",
-        runs=("dense", "pruned"),
+        dense=("float32", "int8"),
+        pruned=("float32", "int8"),
     ),
     Library(
         name="openvino",
         title="OpenVINO",
         packages=("openvino",),
         build=openvino.build,
-        runs=("dense", "bf16", "pruned"),
+        dense=("float32", "bfloat16", "int8"),
+        pruned=("float32", "bfloat16", "int8"),
     ),
     Library(
         name="ncnn",
