@@ -8,7 +8,7 @@
 
 int main(int argc, char** argv) {
   const std::set<std::string> expected(argv + 1, argv + argc);
-  const headgate::Narrow cpu = headgate::narrow_in_cpu();
+  const headgate::Avx512Extras cpu = headgate::extras_in_cpu();
   std::set<std::string> found;
   if (cpu.vnni) found.insert("vnni");
   if (cpu.bf16) found.insert("bf16");
