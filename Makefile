@@ -14,7 +14,7 @@ INPUTS := pyproject.toml $(wildcard CMakeLists.txt) $(NATIVE)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-neon neon-tools sanitize sanitize-thread stubs lint format bench clean
+.PHONY: help venv demo test test-neon test-cpus neon-tools sanitize sanitize-thread stubs lint format bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -41,6 +41,9 @@ test-neon: neon-tools $(STAMP)
 	$(BIN)/ninja -C build/neon -j $(or $(filter-out 0,$(JOBS)),1) $(TESTS) run_plan
 	@for name in $(TESTS); do echo "== $$name"; $(QEMU) build/neon/native/tests/$$name || exit 1; done
 	HEADGATE_RUN_PLAN="$(QEMU) build/neon/native/tests/run_plan" $(BIN)/python -m pytest tests/engine/test_neon.py
+
+test-cpus: $(STAMP) ## native tests on CPUs with AMX, and with AVX-512 alone, which Bochs interprets
+	PATH="$(CURDIR)/$(BIN):$$PATH" native/tests/bochs/run.sh build/bochs
 
 neon-tools:
 	@for tool in aarch64-linux-gnu-g++ $(firstword $(QEMU)); do \

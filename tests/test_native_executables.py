@@ -54,8 +54,8 @@ NEEDS: dict[str, tuple[str, set[str]]] = {
     "vnni": ("x86_64", {"avx512_vnni"}),
     "bf16": ("x86_64", {"avx512_bf16"}),
 }
-"""Of every instruction set, and of AVX-512's products of bytes and of bfloat16: the machine, and what Linux must list of its
-CPU."""
+"""Of every instruction set, and of AVX-512's products of bytes and of bfloat16: the machine, and what Linux must list
+of its CPU."""
 ISAS = [name for name in NEEDS if name not in ("vnni", "bf16")]
 
 

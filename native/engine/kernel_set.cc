@@ -4,7 +4,7 @@
 
 namespace headgate {
 
-Narrow narrow_in_cpu() {
+Avx512Extras extras_in_cpu() {
 #if defined(__x86_64__)
   return {static_cast<bool>(__builtin_cpu_supports("avx512vnni")), static_cast<bool>(__builtin_cpu_supports("avx512bf16")),
           cpu_has_amx()};
@@ -13,13 +13,13 @@ Narrow narrow_in_cpu() {
 #endif
 }
 
-const NarrowKernels& int8_kernels(Isa isa, const Narrow& cpu) {
+const NarrowKernels& int8_kernels(Isa isa, const Avx512Extras& cpu) {
   if (isa == Isa::avx512 && cpu.vnni) return int8_avx512();
   if (isa == Isa::avx512 || isa == Isa::avx2) return int8_avx2();
   return int8_portable();
 }
 
-const NarrowKernels& bfloat16_kernels(Isa isa, const Narrow& cpu) {
+const NarrowKernels& bfloat16_kernels(Isa isa, const Avx512Extras& cpu) {
   if (isa == Isa::avx512 && cpu.amx) return bfloat16_amx();
   if (isa == Isa::avx512 && cpu.bf16) return bfloat16_avx512();
   if (isa == Isa::avx512 || isa == Isa::avx2) return bfloat16_avx2();
@@ -27,7 +27,7 @@ const NarrowKernels& bfloat16_kernels(Isa isa, const Narrow& cpu) {
 }
 
 KernelSet kernel_set(Isa isa) {
-  const Narrow cpu = isa == Isa::avx512 ? narrow_in_cpu() : Narrow{};
+  const Avx512Extras cpu = isa == Isa::avx512 ? extras_in_cpu() : Avx512Extras{};
   const NarrowKernels &int8 = int8_kernels(isa, cpu), &bfloat16 = bfloat16_kernels(isa, cpu);
   switch (isa) {
     case Isa::avx512:

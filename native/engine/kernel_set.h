@@ -25,13 +25,13 @@ struct KernelSet {
 KernelSet kernel_set(Isa isa);
 
 // What a CPU may have beside AVX-512: it multiplies bytes, bfloat16, and tiles of bfloat16.
-struct Narrow {
+struct Avx512Extras {
   bool vnni = false, bf16 = false, amx = false;
 };
-Narrow narrow_in_cpu();
+Avx512Extras extras_in_cpu();
 
 // Without these, AVX-512 uses AVX2's kernels. Results are the same in 8 bits, and differ by rounding in bfloat16.
-const NarrowKernels& int8_kernels(Isa isa, const Narrow& cpu);
-const NarrowKernels& bfloat16_kernels(Isa isa, const Narrow& cpu);
+const NarrowKernels& int8_kernels(Isa isa, const Avx512Extras& cpu);
+const NarrowKernels& bfloat16_kernels(Isa isa, const Avx512Extras& cpu);
 
 }  // namespace headgate

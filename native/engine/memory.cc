@@ -10,8 +10,8 @@
 #include <limits>
 
 #include "engine/winograd.h"
-#include "kernels/winograd/layout.h"
 #include "kernels/map.h"
+#include "kernels/winograd/layout.h"
 
 namespace headgate {
 namespace {

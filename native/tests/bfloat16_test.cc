@@ -16,7 +16,7 @@ struct Named {
 };
 std::vector<Named> all_kernels() {
   std::vector<Named> all;
-  const Narrow cpu = narrow_in_cpu();
+  const Avx512Extras cpu = extras_in_cpu();
   for (Isa isa : isas()) {
     if (isa != Isa::avx512) {
       all.push_back({name(isa), bfloat16_kernels(isa, {})});
@@ -282,7 +282,7 @@ TEST(wide_blocks_use_tiles) {
 
 // What the emulation claims, where it can be checked.
 TEST(amx_gives_the_bits_of_emulated_tiles) {
-  if (!narrow_in_cpu().amx) {
+  if (!extras_in_cpu().amx) {
     std::printf("not tested, as the CPU lacks it, or the system does not allow it: AMX\n");
     return;
   }

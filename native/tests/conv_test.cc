@@ -5,11 +5,13 @@
 #include <cstdio>
 #include <numeric>
 #include <string>
+#include <utility>
 
 #include "engine/kernel_set.h"
 #include "headgate/isa.h"
 #include "kernels/conv/conv_reference.h"
 #include "tests/check.h"
+#include "tests/conv_problem.h"
 #include "tests/framed.h"
 #include "tests/isas.h"
 
@@ -19,76 +21,6 @@ namespace {
 constexpr double kUnit = 0x1p-24, kInfinity = std::numeric_limits<double>::infinity();
 
 const ConvKernels& kernels(Isa isa) { return kernel_set(isa).conv; }
-
-enum class Lists { contiguous, shuffled, any };
-
-ConvShape shape_of(int in, int out, int blocks, Lists lists, int kh = 3, int kw = 3, int sh = 1, int sw = 1, int ph = 1,
-                   int pw = 1, int dh = 1, int dw = 1) {
-  ConvShape shape{in, out, {kh, kw}, {sh, sw}, {ph, pw}, {dh, dw}, blocks, in / blocks, {}};
-  std::mt19937 random(in * 31 + out);
-  for (int block = 0; block < blocks; ++block) {
-    for (int i = 0; i < shape.inputs_per_block; ++i) {
-      shape.inputs.push_back(lists == Lists::contiguous ? block * shape.inputs_per_block + i
-                             : lists == Lists::shuffled ? i * blocks + block
-                                                        : static_cast<int>(random() % in));
-    }
-  }
-  return shape;
-}
-
-// One convolution with all that it reads, and the sums that it should find.
-struct Problem {
-  ConvShape shape;
-  int images, height, width, words;
-  std::vector<float> weight;
-  Framed input, residual;
-  std::vector<float> constants[6];  // scale, bias, score scale, score bias, threshold, gain
-  ConvSums sums;
-
-  static int out_size(const ConvShape& s, int axis, int size) {
-    return (size + 2 * s.padding[axis] - s.dilation[axis] * (s.kernel[axis] - 1) - 1) / s.stride[axis] + 1;
-  }
-
-  Problem(const ConvShape& s, int images_, int in_height, int in_width, unsigned seed = 1)
-      : shape(s), images(images_), height(out_size(s, 0, in_height)), width(out_size(s, 1, in_width)),
-        words(padded_channels(s.out_channels) / kLanes),
-        weight(static_cast<std::size_t>(s.out_channels) * s.inputs_per_block * s.kernel[0] * s.kernel[1]),
-        input(images_, s.in_channels, in_height, in_width, std::max(s.padding[0], s.padding[1]) + seed % 2, 0.0f),
-        residual(images_, s.out_channels, height, width, seed % 3, 0.0f) {
-    std::mt19937 random(seed);
-    std::normal_distribution<float> normal;
-    for (float& w : weight) w = normal(random);
-    input.fill(random);
-    residual.fill(random);
-    const float spread = std::sqrt(static_cast<float>(s.inputs_per_block * s.kernel[0] * s.kernel[1]));
-    for (auto& values : constants) {
-      values.assign(padded_channels(s.out_channels), 0.0f);
-      for (int c = 0; c < s.out_channels; ++c) values[c] = normal(random);
-    }
-    for (int c = 0; c < s.out_channels; ++c) constants[2][c] = (1 + std::abs(constants[2][c])) / spread;
-    sums = conv_reference(shape, weight.data(), input.map(), images, height, width);
-  }
-
-  std::int64_t pixels() const { return std::int64_t{images} * height * width; }
-  int macs() const { return shape.inputs_per_block * shape.kernel[0] * shape.kernel[1]; }
-
-  ConvEpilogue epilogue(Epilogue kind, bool with_residual, bool two_sided = false) const {
-    ConvEpilogue e{};
-    e.kind = kind, e.scale = constants[0].data(), e.bias = constants[1].data(), e.low = -0.5f, e.high = 2.0f;
-    e.residual = with_residual ? &residual.map() : nullptr;
-    if (kind == Epilogue::gate) {
-      e.score_scale = constants[2].data(), e.score_bias = constants[3].data(), e.threshold = constants[4].data();
-      e.two_sided = two_sided, e.center = 0.75f, e.group_size = 1;
-    }
-    return e;
-  }
-  // Decisions for groups, as large as vectors of so many lanes allow.
-  ConvEpilogue groups(int lanes, bool with_residual, bool two_sided) const {
-    ConvEpilogue e = epilogue(Epilogue::gate, with_residual, two_sided);
-    e.group_size = std::gcd(lanes, shape.out_channels), e.gain = constants[5].data();
-    return e;
-  }
-};
 
 struct Result {
   Framed output;
@@ -155,7 +87,7 @@ std::string problem_with(const Problem& p, const ConvEpilogue& e, const Part& pa
           band += std::abs(e.score_scale[i]) * error +
                   4 * kUnit * (std::abs(scaled) + std::abs(e.score_bias[i]) + std::abs(own));
         }
-        if (e.group_size > 1) {
+        if (e.gain != nullptr) {
           score *= e.gain[c], band = std::abs(e.gain[c]) * (band + kUnit * (e.group_size + 1) * scores);
         }
         if (std::abs(score - e.threshold[c]) <= band) {
@@ -188,13 +120,13 @@ void check(const Problem& p, const char* what) {
   const std::int64_t n = p.pixels();
   const Part whole{0, n, 0, p.words}, part{n / 3, n - n / 5, p.words / 3, p.words};
   for (Isa isa : isas()) {
-    for (int variant = 0; variant < 9; ++variant) {
+    for (int variant = 0; variant < 10; ++variant) {
       const Epilogue kind = variant < 2    ? Epilogue::plain
                             : variant < 3  ? Epilogue::raw
                             : variant == 6 ? Epilogue::masked
                                            : Epilogue::gate;
       const ConvEpilogue e = variant < 7 ? p.epilogue(kind, variant % 2 == 1, variant == 5)
-                                         : p.groups(kernels(isa).lanes, variant % 2 == 1, variant == 7);
+                                         : p.groups(variant == 9 ? 1 : kernels(isa).lanes, variant % 2 == 1, variant == 7);
       for (const Part& range : {whole, part}) {
         Result result(p);
         if (kind == Epilogue::masked) {
@@ -248,6 +180,29 @@ TEST(batches) {
     check(Problem(shape_of(16, 32, 1, Lists::contiguous), images, 4, 4, images), "batch");
     check(Problem(shape_of(32, 32, 4, Lists::shuffled), images, 3, 5, images), "batch");
     check(Problem(shape_of(19, 23, 1, Lists::any), images, 1, 1, images), "batch");
+  }
+}
+
+// A group whose score is no number stays closed, and so does none beside it.
+TEST(not_a_number_in_a_group) {
+  Problem p(shape_of(16, 16, 4, Lists::contiguous, 1, 1, 1, 1, 0, 0), 1, 3, 3, 1);
+  const ConvEpilogue e = p.groups(4, false, false);
+  const Part whole{0, p.pixels(), 0, p.words};
+  for (Isa isa : isas()) {
+    Result clean(p), spoilt(p);
+    run(kernels(isa), p, e, {whole}, clean);
+    float& value = p.input.at(0, 1, 1)[5];
+    const float before = std::exchange(value, std::numeric_limits<float>::quiet_NaN());
+    run(kernels(isa), p, e, {whole}, spoilt);
+    value = before;
+    for (std::int64_t pixel = 0; pixel < p.pixels(); ++pixel) {
+      const int of_block = pixel == 4 ? 0x00f0 : 0;
+      CHECK_EQ(spoilt.masks[pixel], clean.masks[pixel] & ~of_block);
+      for (int c = 0; c < 16; ++c) {
+        const float was = clean.output.at(0, pixel / 3, pixel % 3)[c], is = spoilt.output.at(0, pixel / 3, pixel % 3)[c];
+        CHECK(of_block >> c & 1 ? std::isnan(is) : same_bits(was, is));
+      }
+    }
   }
 }
 

@@ -38,7 +38,8 @@ bool same_bits(const Floats& a, const Floats& b) {
 }
 
 TEST(one_engine_in_several_threads) {
-  for (const PlanFile& plan : {convolutions(), gated_convolutions(), float_gates(), everything_else()}) {
+  for (const PlanFile& plan :
+       {convolutions(), gated_convolutions(), float_gates(), tiled_convolutions(), everything_else()}) {
     for (Isa isa : isas()) {
       set_isa(name(isa));
       const PlanOnDisk file(plan);
@@ -86,7 +87,7 @@ TEST(several_engines_in_one_process) {
 }
 
 TEST(batches_in_any_order) {
-  for (const PlanFile& plan : {float_gates(), everything_else()}) {
+  for (const PlanFile& plan : {float_gates(), tiled_convolutions(), everything_else()}) {
     const PlanOnDisk file(plan);
     const Engine engine(file.path(), 2);
     const Floats input = images_for(engine, 40), expected = run(engine, input, 0, 40);
@@ -139,7 +140,7 @@ std::vector<std::string> gated_layers(const Engine& engine) {
 
 TEST(paths_differ_by_rounding_alone) {
   constexpr int kRuns = 40;
-  for (const PlanFile& plan : {gated_convolutions(), float_gates()}) {
+  for (const PlanFile& plan : {gated_convolutions(), float_gates(), tiled_convolutions()}) {
     const PlanOnDisk file(plan);
     for (Isa isa : isas()) {
       set_isa(name(isa));

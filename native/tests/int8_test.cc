@@ -18,7 +18,7 @@ struct Named {
 std::vector<Named> all_kernels() {
   std::vector<Named> all;
   for (Isa isa : isas()) {
-    const bool vnni = isa == Isa::avx512 && narrow_in_cpu().vnni;
+    const bool vnni = isa == Isa::avx512 && extras_in_cpu().vnni;
     all.push_back({name(isa), int8_kernels(isa, {.vnni = vnni})});
     if (vnni) all.push_back({"avx512 without VNNI", int8_kernels(isa, {})});
     if (isa == Isa::avx512 && !vnni) std::printf("not tested, as the CPU lacks it: VNNI\n");

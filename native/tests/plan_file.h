@@ -167,6 +167,40 @@ inline PlanFile float_gates() {
   return file;
 }
 
+// All by Winograd's algorithm: a stem, groups of 8 outputs that read listed inputs, and gates for groups, of four channels
+// and of one.
+inline PlanFile tiled_convolutions() {
+  PlanFile file{R"({"version": 1, "producer": "test", "input": 0, "output": 4,
+"values": [{"shape": [3, 15, 13]}, {"shape": [32, 8, 7]}, {"shape": [16, 8, 7]}, {"shape": [16, 8, 7]},
+ {"shape": [16, 8, 7]}], "ops": [
+{"kind": "conv", "name": "stem", "inputs": [0], "output": 1, "weight": "stem.weight", "bias": "thirty_two", "groups": 1,
+ "stride": [2, 2], "padding": [3, 3], "dilation": [1, 1], "activation": "relu"},
+{"kind": "conv", "name": "narrow", "inputs": [1], "output": 2, "weight": "narrow.weight", "bias": "sixteen", "groups": 2,
+ "input_channels": "narrow.inputs", "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "activation": "relu"},
+{"kind": "gated_conv", "name": "groups", "inputs": [2, 2], "output": 3, "weight": "groups.weight",
+ "base_inputs": "groups.base", "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "activation": "relu6",
+ "granularity": "group", "decisions": 4, "two_sided": true, "center": 1.5, "threshold": "four", "group_scale": "four",
+ "channel_bound": 0, "score_scale": "scales", "score_bias": "sixteen", "partial_scale": "scales",
+ "partial_bias": "sixteen", "final_scale": "scales", "final_bias": "sixteen"},
+{"kind": "gated_conv", "name": "alone", "inputs": [3], "output": 4, "weight": "alone.weight",
+ "base_inputs": "groups.base", "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "activation": "none",
+ "granularity": "group", "decisions": 16, "two_sided": false, "threshold": "sixteen", "group_scale": "gains",
+ "channel_bound": 0, "score_scale": "scales", "score_bias": "sixteen", "partial_scale": "scales",
+ "partial_bias": "sixteen", "final_scale": "scales", "final_bias": "sixteen"}]})"};
+  file.waves("stem.weight", {32, 3, 7, 7});
+  file.waves("narrow.weight", {16, 8, 3, 3});
+  file.waves("groups.weight", {16, 16, 3, 3});
+  file.waves("alone.weight", {16, 16, 3, 3});
+  file.waves("thirty_two", {32});
+  file.waves("sixteen", {16});
+  file.floats("scales", {16}, 0.0625F);
+  file.floats("gains", {16}, 3.0F);
+  file.floats("four", {4});
+  file.ints("narrow.inputs", {2, 8}, {0, 2, 4, 6, 17, 19, 21, 31, 1, 3, 5, 7, 16, 18, 20, 30});
+  file.ints("groups.base", {2, 8}, {0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15});
+  return file;
+}
+
 inline PlanFile everything_else() {
   PlanFile file{R"({"version": 1, "producer": "test", "input": 0, "output": 8,
 "values": [{"shape": [3, 9, 9]}, {"shape": [3, 5, 5]}, {"shape": [3, 3, 3]}, {"shape": [3, 1, 1]}, {"shape": [3, 3, 3]},

@@ -182,7 +182,8 @@ void run(const Plan& plan, const std::string& bytes, Path path) {
 }
 
 int fuzz(std::uint64_t count, std::uint64_t first) {
-  const std::vector<PlanFile> seeds{convolutions(), gated_convolutions(), float_gates(), everything_else()};
+  const std::vector<PlanFile> seeds{convolutions(), gated_convolutions(), float_gates(), tiled_convolutions(),
+                                    everything_else()};
   std::uint64_t accepted = 0, ran = 0;
   double slowest = 0;
   for (std::uint64_t i = first; i < first + count; ++i) {

@@ -98,7 +98,7 @@ int main(int argc, char** argv) {
          std::vector<std::pair<int, int>>{{16, 32},  {32, 16},  {64, 8},   {64, 32},  {64, 56},  {64, 112}, {128, 16},
                                           {128, 28}, {256, 8},  {256, 14}, {512, 4},  {512, 7},  {512, 14}}) {
       for (int blocks : {1, 4, 8}) {
-        if (channels % (blocks * 4) == 0) layers.push_back({channels, channels, size, images, blocks});
+        if (blocks == 1 || channels % (blocks * 8) == 0) layers.push_back({channels, channels, size, images, blocks});
       }
     }
   }

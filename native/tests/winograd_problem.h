@@ -58,7 +58,7 @@ struct Problem {
   int height, width, words;
   std::mt19937 random;
   Island input, residual;
-  std::vector<float> weight, scale, bias, score_scale, score_bias, threshold;
+  std::vector<float> weight, scale, bias, score_scale, score_bias, threshold, gain;
   std::vector<std::uint16_t> masks;
   ConvSums sums;
 
@@ -69,8 +69,9 @@ struct Problem {
         width((s.width + 2 * s.pad_width - s.kernel) / s.stride + 1),
         words(padded_channels(s.out) / kLanes), random(seed),
         input(s.images, s.in, s.height, s.width, std::max(s.pad_height, s.pad_width) + seed % 2, random),
-        residual(s.images, s.out, height, width, seed % 3, random), weight(std::size_t{1} * s.kernel * s.kernel * s.out * s.inputs_per_block()),
-        scale(padded_channels(s.out)), bias(scale), score_scale(scale), score_bias(scale), threshold(scale),
+        residual(s.images, s.out, height, width, seed % 3, random),
+        weight(std::size_t{1} * s.kernel * s.kernel * s.out * s.inputs_per_block()),
+        scale(padded_channels(s.out)), bias(scale), score_scale(scale), score_bias(scale), threshold(scale), gain(scale),
         masks(std::size_t{1} * s.images * height * width * words) {
     for (int i = 0; i < s.in; ++i) {
       direct.inputs[i] = s.shuffled ? i % s.blocks * s.inputs_per_block() + i / s.blocks : i;
@@ -80,6 +81,7 @@ struct Problem {
     for (int c = 0; c < s.out; ++c) {
       scale[c] = normal(random), bias[c] = normal(random);
       score_scale[c] = normal(random), score_bias[c] = normal(random), threshold[c] = normal(random);
+      gain[c] = normal(random);
     }
     for (std::uint16_t& mask : masks) mask = static_cast<std::uint16_t>(random());
     for (std::size_t word = words - 1; s.out % kLanes != 0 && word < masks.size(); word += words) {
@@ -102,9 +104,10 @@ struct Problem {
     e.residual = with_residual ? &residual.map() : nullptr;
     return e;
   }
-  // The same with decisions, by the score or as the masks have them.
-  ConvEpilogue gate(bool two_sided, std::vector<std::uint16_t>& decisions) const {
+  // The same with decisions, of groups of `group` channels or, if that is 0, of activations; or as the masks have them.
+  ConvEpilogue gate(bool two_sided, int group, std::vector<std::uint16_t>& decisions) const {
     ConvEpilogue e = epilogue(two_sided);
+    e.group_size = std::max(group, 1), e.gain = group == 0 ? nullptr : gain.data();
     e.kind = Epilogue::gate, e.score_scale = score_scale.data(), e.score_bias = score_bias.data();
     e.threshold = threshold.data(), e.two_sided = two_sided, e.center = 0.75f, e.masks = decisions.data();
     return e;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
@@ -80,10 +81,16 @@ std::string problem_with(Problem& p, int tile, const std::vector<double>& magnit
       const std::int64_t at = pixel * p.sizes.out + c;
       const double sum = p.sums.sum[at], bound = 1.01 * kUnit * roundings(p) * magnitude[at];
       if (e.kind == Epilogue::gate) {
-        const double n = sum * e.score_scale[c] + e.score_bias[c];
-        const double margin = (e.two_sided ? e.center - std::abs(n) : n) - e.threshold[c];
-        const double doubt = std::abs(e.score_scale[c]) * bound +
-                             4 * kUnit * (std::abs(sum * e.score_scale[c]) + std::abs(e.score_bias[c]) + e.center);
+        double margin = 0, doubt = 0;
+        for (int i = c - c % e.group_size; i < c - c % e.group_size + e.group_size; ++i) {
+          const double own = p.sums.sum[at - c + i], n = own * e.score_scale[i] + e.score_bias[i];
+          const double score = e.two_sided ? e.center - std::abs(n) : n;
+          margin += score;
+          doubt += std::abs(e.score_scale[i]) * 1.01 * kUnit * roundings(p) * magnitude[at - c + i] +
+                   (4 + e.group_size) * kUnit * (std::abs(own * e.score_scale[i]) + std::abs(e.score_bias[i]) + e.center);
+        }
+        if (e.gain != nullptr) margin *= e.gain[c], doubt *= std::abs(e.gain[c]);
+        margin -= e.threshold[c];
         if (std::abs(margin) > doubt && open != (margin > 0)) return wrong("decision", margin);
         decisions[open] += std::abs(margin) > doubt;
       }
@@ -116,7 +123,10 @@ void check(Problem p, const char* what, bool endings = false) {
       std::vector<std::uint16_t> decided(p.masks.size());
       std::vector<ConvEpilogue> epilogues = {p.epilogue(false), p.epilogue(true)};
       if (endings) {
-        epilogues.insert(epilogues.end(), {p.gate(false, decided), p.gate(true, decided), p.masked(false), p.masked(true)});
+        for (int group : {0, 1, std::gcd(p.sizes.out, kernel_set(isa).conv.lanes)}) {
+          for (bool two_sided : {false, true}) epilogues.push_back(p.gate(two_sided, group, decided));
+        }
+        for (bool with_residual : {false, true}) epilogues.push_back(p.masked(with_residual));
         epilogues.push_back(p.epilogue(false)), epilogues.back().kind = Epilogue::raw;
       }
       for (const ConvEpilogue& e : epilogues) {
@@ -216,7 +226,8 @@ TEST(order_of_sums) {
   std::mt19937 random(11);
   for (int tile : {2, 4}) {
     for (const Sizes& sizes :
-         std::vector<Sizes>{{16, 64, 7, 17, 1, 1, 5}, {64, 80, 6, 9, 0, 2, 5}, {20, 16, 9, 9, 1, 1, 5}, {48, 144, 7, 9, 1, 1, 5, 3},
+         std::vector<Sizes>{{16, 64, 7, 17, 1, 1, 5}, {64, 80, 6, 9, 0, 2, 5}, {20, 16, 9, 9, 1, 1, 5},
+                                {48, 144, 7, 9, 1, 1, 5, 3},
                                 {32, 32, 7, 9, 1, 1, 5, 4}, {64, 64, 7, 9, 1, 1, 5, 8, true}}) {
       Problem p(sizes);
       const ConvEpilogue e = p.raw();

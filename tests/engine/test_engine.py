@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import headgate as hg
 from headgate import models
 from headgate.errors import ConfigError, DtypeError, PlanError, ShapeError
+from headgate.nn import gated_layers
 
 
 def agree(path: Path, *, shift: float = 0.0) -> tuple[hg.Engine, Tensor]:
@@ -47,6 +48,17 @@ def test_options_of_gates(granularity: str, options: dict[str, Any], isa: str, t
     torch.manual_seed(3)
     x = torch.randn(3, 3, 13, 12)
     agree(plan_of(gated(x, Gated(), granularity=granularity, **options), x, tmp_path))
+
+
+@pytest.mark.parametrize("groups", [2, 4, 16])
+def test_groups_of_any_size(groups: int, isa: str, tmp_path: Path) -> None:
+    """Of 8 channels, of 4, of 2 and 1: a decision of one channel has its group's scale, as all have."""
+    torch.manual_seed(13)
+    x = torch.randn(3, 3, 13, 12)
+    model = gated(x, Gated(channels=8), granularity="group", groups=groups)
+    for layer in gated_layers(model).values():
+        layer.gate.score_var.uniform_(0.02, 0.1)
+    agree(plan_of(model, x, tmp_path))
 
 
 @pytest.mark.parametrize("act", [nn.Tanh, nn.Hardswish, nn.SiLU, nn.ReLU6])

@@ -22,7 +22,8 @@ enum class Epilogue {
   plain,   // output = clamp( sum · scale + bias (+ residual) )
   raw,     // output = sum
   gate,    // open = score > threshold, of score = sum · score_scale + score_bias, or, two-sided, center − |…|, or
-           // gain · the sum of its group's scores; output = open ? sum : clamp( sum · scale + bias (+ residual) ); masks get the open bits
+           // gain · the sum of its group's scores; masks get the open bits;
+           // output = open ? sum : clamp( sum · scale + bias (+ residual) )
   masked,  // where masks has the bit: output = clamp( sum · scale + bias (+ residual) ); elsewhere output is kept
 };
 
@@ -32,9 +33,9 @@ struct ConvEpilogue {
   const float *score_scale, *score_bias, *threshold;  // gate
   bool two_sided;
   float center;
-  // gate: channels to a decision, 1 or a divisor of the kernels' `lanes`; the gain if there are several
-  int group_size;
+  // gate: of groups, which are a divisor of the kernels' `lanes`; null for decisions of single activations
   const float* gain;
+  int group_size;
   float low, high;      // clamp; −inf and +inf where there is nothing to clamp
   const Map* residual;  // or null; of the output's size
   // (images · pixels, padded_channels / 16) words; bit l of word v is channel 16 v + l. Bits beyond the channels are 0.

@@ -34,7 +34,7 @@ struct DecideArgs {
 };
 
 struct DecideKernels {
-  // Of groups of any size: those that fit into a vector are decided with the base path (conv.h).
+  // Of groups of any size; those whose size divides a vector's lanes are decided with the base path (conv.h).
   void (*group)(const DecideArgs&);
   // Adds Σ n over the pixels [begin, end) of one image to `sums` (padded channels), in an order that the range sets.
   void (*sum_scores)(const Map& output, const Score& score, std::int64_t begin, std::int64_t end, float* sums);

@@ -59,7 +59,7 @@ int in_turn(int lane) { return lane % kPair * (kLanes / kPair) + lane / kPair; }
 
 // Where a run finds its inputs.
 struct Inputs {
-  std::vector<std::int32_t> channel;  // [block, or pair][input]: its place among the channels of the transformed inputs
+  std::vector<std::int32_t> channel;  // [block, or pair][step]: its input's place among the transformed channels
   std::vector<std::int32_t> order;    // [channel]: from where in its vector each comes; empty if all stay in place
 };
 
@@ -110,6 +110,10 @@ WinogradLayout layout_of(const WinogradShape& shape, const Inputs& inputs, int w
   return layout;
 }
 
+std::int64_t size_of(const WinogradLayout& layout, const Inputs& inputs) {
+  return layout.order + lines(static_cast<std::int64_t>(inputs.order.size()));
+}
+
 void put(const std::vector<std::int32_t>& numbers, float* to) {
   if (!numbers.empty()) std::memcpy(to, numbers.data(), numbers.size() * sizeof numbers[0]);
 }
@@ -139,7 +143,7 @@ std::int64_t winograd_scratch_size(const WinogradShape& shape) { return winograd
 template <int kWidth>
 std::int64_t winograd_packed_size(const WinogradShape& shape) {
   const Inputs inputs = inputs_of(shape.conv, kWidth);
-  return layout_of(shape, inputs, kWidth).order + lines(static_cast<std::int64_t>(inputs.order.size()));
+  return size_of(layout_of(shape, inputs, kWidth), inputs);
 }
 
 // In float64: each weight is rounded once.
@@ -149,7 +153,7 @@ void winograd_pack(const WinogradShape& shape, const float* weight, float* packe
   Inputs inputs = inputs_of(conv, kWidth);
   const WinogradLayout layout = layout_of(shape, inputs, kWidth);
   std::fill_n(packed, layout.weights, 0.0f);
-  std::fill(packed + layout.inputs, packed + winograd_packed_size<kWidth>(shape), 0.0f);
+  std::fill(packed + layout.inputs, packed + size_of(layout, inputs), 0.0f);
   std::memcpy(packed, &layout, sizeof layout);
   for (std::int32_t& channel : inputs.channel) {
     channel = static_cast<std::int32_t>(channel / kLanes * layout.scratch.vector + channel % kLanes);

@@ -1,5 +1,6 @@
-// 3×3 convolutions of stride 1, dense or in groups, and 7×7 ones of stride 2 of few channels, by Winograd's algorithm, with
-// fewer multiplications than products: docs/design/0004-winograd.md. What the kernels of every instruction set provide, and what they are told.
+// 3×3 convolutions of stride 1, dense or in groups, and 7×7 ones of stride 2 of few channels, by Winograd's algorithm,
+// with fewer multiplications than products: docs/design/0004-winograd.md. What the kernels of every instruction set
+// provide, and what they are told.
 #pragma once
 
 #include <cstdint>
@@ -38,8 +39,8 @@ struct WinogradKernels {
   void (*run)(const WinogradArgs&);
 };
 
-// Whether the kernels find the inputs of each block of outputs: several blocks have 8 or a multiple of 16 outputs, and where
-// two share a vector of outputs, their inputs share vectors, too.
+// Whether the kernels find the inputs of each block of outputs: several blocks have 8 or a multiple of 16 outputs, and
+// where two share a vector of outputs, their inputs share vectors, too. No other convolution in blocks may be packed.
 bool winograd_finds_inputs(const ConvShape& shape);
 
 // Size in floats of a run's scratch.
