@@ -204,6 +204,14 @@ def test_can_be_fused_for_training(network: Any) -> None:
     torch.testing.assert_close(fuse(model, x)(x), twin(x), rtol=1e-4, atol=1e-4)
 
 
+def test_bfloat16_chooses_the_same_channels_from_the_same_input() -> None:
+    layer, x = layer_of(c_out=64), torch.randn(8, 6, 5, 4).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        low = layer(x)
+    assert low.dtype == torch.bfloat16
+    assert torch.equal(low.ne(0).any(3).any(2), layer(x.float()).ne(0).any(3).any(2))
+
+
 def test_state_round_trip_and_refused_export(tmp_path: Any) -> None:
     model, twin, x = digits_cnn(width=8), digits_cnn(width=8), torch.randn(2, 1, 8, 8)
     fbs_(model, 0.5)

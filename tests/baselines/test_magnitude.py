@@ -9,7 +9,7 @@ import torch
 from networks import digits, fit
 from torch import nn
 
-from headgate.baselines import MagnitudePruner, PruningSchedule, theoretical_macs
+from headgate.baselines import MagnitudePruner, PruningSchedule, perforate_, theoretical_macs
 from headgate.convert import gate_
 from headgate.counting import count
 from headgate.errors import ConfigError, ModelError
@@ -174,6 +174,10 @@ def test_bad_models() -> None:
     schedule = PruningSchedule(final=0.5, end=1)
     with pytest.raises(ModelError, match="must have layers to prune, got ReLU with none"):
         MagnitudePruner(nn.ReLU(), schedule)
+    model = digits_cnn(width=4)
+    perforate_(model, 0.5, torch.zeros(1, 1, 8, 8))
+    with pytest.raises(ModelError, match="must not be perforated"):
+        MagnitudePruner(model, schedule)
     model = digits_cnn(width=4)
     MagnitudePruner(model, schedule).step(1)
     with pytest.raises(ModelError, match="must not be pruned yet"):

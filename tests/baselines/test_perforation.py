@@ -12,13 +12,15 @@ import torch.nn.functional as F
 from networks import digits, fit, randomise_
 from torch import Tensor, nn
 
-from headgate.baselines import PerforatedConv2d, perforate_, perforated_layers
+from headgate.baselines import MagnitudePruner, PerforatedConv2d, PruningSchedule, perforate_, perforated_layers
 from headgate.baselines.perforation_masks import grid_mask, nearest_computed, ranked_mask
+from headgate.convert import gate_
 from headgate.counting import count
 from headgate.errors import ConfigError, ModelError, ShapeError
 from headgate.fusion import fuse
 from headgate.models.digits import digits_cnn
 from headgate.models.resnet import digits_resnet
+from headgate.nn import GateConfig
 
 GEOMETRIES: list[dict[str, Any]] = [
     {"kernel_size": 3, "padding": 1},
@@ -235,6 +237,38 @@ def test_what_cannot_be_perforated_is_named() -> None:
     }
     with pytest.raises(ConfigError, match="got 'twice': runs several times"):
         perforate_(model, {"twice": 0.5}, x)
+
+
+def test_only_a_dense_network_with_weights_of_its_own_is_perforated() -> None:
+    x = torch.zeros(1, 1, 8, 8)
+    model = digits_cnn(width=4)
+    perforate_(model, 0.5, x)
+    with pytest.raises(ModelError, match="must be dense, got DigitsCNN with 4 perforated layers"):
+        perforate_(model, 0.5, x)
+    model = digits_cnn(width=4)
+    gate_(model, GateConfig(groups=2))
+    with pytest.raises(ModelError, match="must be dense, got DigitsCNN with 3 gated layers"):
+        perforate_(model, 0.5, x)
+    model = digits_cnn(width=4)
+    MagnitudePruner(model, PruningSchedule(final=0.5, end=1), exclude=("features.0",)).step(1)
+    conversion = perforate_(model, 0.5, x)
+    assert conversion.converted == ("features.0",)
+    assert conversion.layers[1].note == "its weight is parametrised or masked"
+
+
+def test_pooling_masks_compute_what_most_windows_read() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Conv2d(2, 2, 1))
+    conversion = perforate_(model, {"0": 0.8, "3": 0.5}, torch.zeros(1, 1, 9, 9), mask="pooling")
+    layer = model[0]
+    assert isinstance(layer, PerforatedConv2d)
+    corners = torch.zeros(9, 9, dtype=torch.bool)
+    corners[2:8:2, 2:8:2] = True  # four windows meet at these nine
+    assert layer.computed == 16
+    assert layer.source[corners].tolist() == torch.arange(81).view(9, 9)[corners].tolist()
+    assert [layer.note for layer in conversion.layers] == [
+        "computes 16 of 81 positions, pooling",
+        "computes 8 of 16 positions, uniform, for no pooling layer follows",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,10 @@ class SaliencyPredictor(nn.Module):
             self.linear.bias.fill_(1.0)
 
     def forward(self, x: Float[Tensor, "n c_in h w"]) -> Float[Tensor, "n c_out"]:
-        """Boosts, at least 0."""
-        boost: Tensor = self.linear(x.abs().mean((2, 3))).relu()
+        """Boosts, at least 0, in the predictor's own precision: rounded saliencies would tie."""
+        pooled = x.abs().mean((2, 3), dtype=self.linear.weight.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            boost: Tensor = self.linear(pooled).relu()
         return boost
 
 
@@ -134,10 +136,10 @@ class FBSConv2d(GatedConv2d):
         if self.gate.forced is not None:
             boost = decision = normed.new_full((len(x), self.out_channels), float(self.gate.forced == "open"))
         else:
-            boost = self.gate.predictor(x.float() if x.dtype == torch.bfloat16 else x).to(normed.dtype)
+            boost = self.gate.predictor(x)
             saliency = self.gate.saliency(boost)
             decision = self.gate.winners(saliency) * (saliency.detach() > 0)  # what is scaled by 0 is not computed
-        output = normed * (boost * decision)[:, :, None, None]
+        output = normed * (boost * decision).to(normed.dtype)[:, :, None, None]
         output = self._finish(output, residual, relu)
         if self.observer is not None and not torch.compiler.is_compiling():
             maps = decision[:, :, None, None] if self.observer.decisions else None

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from headgate.baselines.conversion import matches, require_patterns
+from headgate.baselines.perforation import perforated_layers
 from headgate.counting import count
 from headgate.counting.passes import Batches
 from headgate.errors import ConfigError, ModelError
@@ -79,7 +80,7 @@ class MagnitudePruner:
         exclude: names or patterns of layers to leave alone.
     Raises:
         ConfigError: another unit or scope, filters by network, or a pattern that matches nothing.
-        ModelError: nothing to prune, or something pruned already.
+        ModelError: nothing to prune, something pruned already, or a perforated model.
     """
 
     def __init__(
@@ -107,12 +108,14 @@ class MagnitudePruner:
         self.layers = {name: module for name, module in layers.items() if not matches(name, exclude)}
         if not self.layers:
             raise ModelError(f"model must have layers to prune, got {type(model).__name__} with none")
+        if perforated_layers(model):
+            raise ModelError("model must not be perforated, got one that is; prune it first, then perforate it")
         if prune.is_pruned(model):
             raise ModelError("model must not be pruned yet, got one with pruning masks; finish that pruning first")
         self.schedule, self.unit, self.scope = schedule, unit, scope
 
     def step(self, step: int) -> float:
-        """Prune where the schedule says so; call it before each optimiser step, from 0 on.
+        """Prune where the schedule says so; call it before each training step's forward pass, from 0 on.
 
         Returns: the schedule's sparsity at this step.
         """

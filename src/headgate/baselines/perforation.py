@@ -28,7 +28,8 @@ from headgate.baselines.perforation_masks import (
     require_rate,
 )
 from headgate.counting import LayerCounts, count
-from headgate.errors import ConfigError, ShapeError
+from headgate.errors import ConfigError, ModelError, ShapeError
+from headgate.nn import gated_layers
 
 
 class PerforatedConv2d(nn.Module):
@@ -186,7 +187,13 @@ class Site:
 
 
 def find_sites(model: nn.Module, images: Tensor, exclude: tuple[str, ...] = ()) -> dict[str, Site]:
-    """Every convolution that runs on the images, by name, in the order of execution."""
+    """Every convolution that runs on the images, by name, in the order of execution.
+
+    Raises: ModelError: it has none, or is gated or perforated.
+    """
+    for kind, done in (("gated", gated_layers(model)), ("perforated", perforated_layers(model))):
+        if done:
+            raise ModelError(f"model must be dense, got {type(model).__name__} with {len(done)} {kind} layers")
     layers = count(model, images[:1]).layers
     modules = dict(model.named_modules())
     again = {layer.name.split("#")[0] for layer in layers if "#" in layer.name}
@@ -200,6 +207,8 @@ def find_sites(model: nn.Module, images: Tensor, exclude: tuple[str, ...] = ()) 
             obstacle = "excluded"
         elif type(conv) is not nn.Conv2d:
             obstacle = f"{type(conv).__name__} may compute something of its own"
+        elif "weight" not in conv._parameters:
+            obstacle = "its weight is parametrised or masked"
         elif conv.padding_mode != "zeros":
             obstacle = f"padding_mode is {conv.padding_mode!r}, not 'zeros'"
         elif layer.name in again or layer.calls > 1:
@@ -265,6 +274,10 @@ def perforate_(
 ) -> Conversion:
     """Perforate a model's convolutions, in place; train it afterwards to win back accuracy.
 
+    A perforated network is counted as what it is, a smaller dense one: divide the dense network's
+    `Counts.network_dense_macs` by its `network_executed_macs` for its MAC reduction. The model is left untouched where
+    an error is raised.
+
     Args:
         rates: share of output positions to skip, of every convolution or by name (`choose_rates` finds some); layers
             that are not named, or of rate 0, stay as they are.
@@ -276,7 +289,7 @@ def perforate_(
         exclude: names or patterns of convolutions to leave dense.
     Raises:
         ConfigError: a rate outside [0, 1), a name that is no convolution or cannot be perforated, another mask.
-        ModelError: no convolution; or one that masks by pooling cannot trace. The model is then untouched.
+        ModelError: no convolution; gated or perforated already; "pooling" cannot trace it.
     """
     sites = find_sites(model, images, exclude)
     chosen = _rates_by_name(rates, sites)
@@ -286,7 +299,7 @@ def perforate_(
         if not chosen.get(name):
             note = site.obstacle or "of rate 0"
         else:
-            new = site.perforated(perforator.source(name, chosen[name]).to(site.conv.weight.device))
+            new = site.perforated(perforator.source(name, chosen[name]))
             replacements[site.conv] = new
             note = f"computes {new.computed} of {new.positions} positions, {perforator.note(name)}"
         layers.append(ConvertedLayer(name=name, converted=site.conv in replacements, note=note))

@@ -163,12 +163,12 @@ def impact(model: nn.Module, batches: Batches, names: Iterable[str]) -> dict[str
         return hook
 
     total: dict[str, Tensor] = {}
-    images = 0
+    images, device = 0, next(model.parameters()).device
     handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
     try:
         for x, labels in batches:
             with evaluation_mode(model), torch.enable_grad():
-                loss = F.cross_entropy(model(x), labels, reduction="sum")
+                loss = F.cross_entropy(model(x.to(device)), labels.to(device), reduction="sum")
                 gradients = torch.autograd.grad(loss, list(outputs.values()))
             for (name, output), gradient in zip(outputs.items(), gradients, strict=True):
                 here = (gradient * output.detach()).abs().sum((0, 1))

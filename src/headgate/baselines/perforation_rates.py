@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headgate.baselines.conversion import swap_
-from headgate.baselines.perforation import PerforatedConv2d, Perforator, find_sites
+from headgate.baselines.perforation import Perforator, find_sites
 from headgate.baselines.perforation_masks import Batches, MaskKind, require_rate
 from headgate.counting import count
 from headgate.errors import ConfigError, ModelError
@@ -77,13 +77,13 @@ def choose_rates(
     while dense_macs / (dense_macs - _total(saved, at)) < mac_reduction:
         costs = {}
         for name in (name for name in sites if at[name] + 1 < len(steps[name])):
-            _set(layers[name], steps[name][at[name] + 1][2])
+            layers[name].copy_from_(steps[name][at[name] + 1][2])
             gained = _loss(model, batches) - dense_loss
             costs[name] = gained / _total(saved, at | {name: at[name] + 1})
-            _set(layers[name], steps[name][at[name]][2])
+            layers[name].copy_from_(steps[name][at[name]][2])
         best = min(costs, key=costs.__getitem__)
         at[best] += 1
-        _set(layers[best], steps[best][at[best]][2])
+        layers[best].copy_from_(steps[best][at[best]][2])
     return {name: steps[name][step][0] for name, step in at.items() if step}
 
 
@@ -109,15 +109,15 @@ def _steps(perforator: Perforator, name: str, rates: Sequence[float]) -> list[tu
     return steps
 
 
-def _set(layer: PerforatedConv2d, source: Tensor) -> None:
-    layer.copy_from_(source.to(layer.source.device))
-
-
 def _total(saved: dict[str, list[int]], at: dict[str, int]) -> int:
     return sum(saved[name][step] for name, step in at.items())
 
 
 @torch.no_grad()
 def _loss(model: nn.Module, batches: Batches) -> float:
-    total = sum(float(F.cross_entropy(model(images), labels, reduction="sum")) for images, labels in batches)
+    device = next(model.parameters()).device
+    total = sum(
+        float(F.cross_entropy(model(images.to(device)), labels.to(device), reduction="sum"))
+        for images, labels in batches
+    )
     return total / sum(len(labels) for _, labels in batches)
