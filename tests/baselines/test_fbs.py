@@ -208,6 +208,7 @@ def test_bfloat16_chooses_the_same_channels_from_the_same_input() -> None:
     layer, x = layer_of(c_out=64), torch.randn(8, 6, 5, 4).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         low = layer(x)
+        assert layer.gate.predictor(x).dtype == torch.float32
     assert low.dtype == torch.bfloat16
     assert torch.equal(low.ne(0).any(3).any(2), layer(x.float()).ne(0).any(3).any(2))
 

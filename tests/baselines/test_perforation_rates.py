@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from networks import digits, fit
 from torch import nn
 
-from headgate.baselines import choose_rates, perforate_
+from headgate.baselines import choose_rates, perforate_, perforated_layers, perforation_rates
 from headgate.counting import count
 from headgate.errors import ConfigError, ModelError
 from headgate.models.digits import digits_cnn
@@ -46,7 +46,8 @@ def test_meets_its_budget_and_no_more_than_a_step_beyond(trained: nn.Module, mas
     assert dense / reduction - largest / 3 <= executed <= dense / reduction
 
 
-def test_each_step_is_the_cheapest(trained: nn.Module) -> None:
+@pytest.mark.parametrize("reduction", [1.5, 2.0, 3.0])
+def test_each_step_is_the_cheapest(trained: nn.Module, reduction: float) -> None:
     """Against the plain statement of the rule, one network built anew for every candidate."""
     batches, chosen = digits(64), dict[str, float]()
     dense = count(trained, batches[0][0][:1]).network_dense_macs
@@ -59,7 +60,7 @@ def test_each_step_is_the_cheapest(trained: nn.Module) -> None:
         return loss, count(model, batches[0][0][:1]).network_executed_macs
 
     start, macs = measure({})
-    while dense / macs < 2:
+    while dense / macs < reduction:
         candidates = []
         for name in ("features.0", "features.3", "features.7", "features.10"):
             at = STEPS.index(chosen[name]) + 1 if name in chosen else 0
@@ -68,7 +69,19 @@ def test_each_step_is_the_cheapest(trained: nn.Module) -> None:
                 loss, executed = measure(rates)
                 candidates.append(((loss - start) / (dense - executed), executed, rates))
         _, macs, chosen = min(candidates, key=lambda candidate: candidate[0])
-    assert choose_rates(trained, batches, mac_reduction=2.0, rates=STEPS) == chosen
+    assert choose_rates(trained, batches, mac_reduction=reduction, rates=STEPS) == chosen
+
+
+def test_cost_is_loss_for_macs_not_loss_alone(trained: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first layer would cost half the loss of the second, but has an eighth of its MACs."""
+    price = {"features.0": 1.0, "features.3": 2.0, "features.7": 100.0, "features.10": 100.0}
+
+    def loss(model: nn.Module, _batches: Any) -> float:
+        layers = perforated_layers(model)
+        return sum(price[name] * (1 - layer.computed / layer.positions) for name, layer in layers.items())
+
+    monkeypatch.setattr(perforation_rates, "_loss", loss)
+    assert choose_rates(trained, digits(64), mac_reduction=1.2, rates=STEPS) == {"features.3": 0.5}
 
 
 def test_excluded_layers_stay_dense(trained: nn.Module) -> None:
