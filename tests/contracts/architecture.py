@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "convert": {"errors", "nn", "graph", "workload"},
     "fusion": {"errors", "ops", "nn", "tracing", "graph", "workload"},
     "counting": {"errors", "files", "nn", "graph", "workload"},
+    "baselines": {"errors", "nn", "tracing", "graph", "counting"},
     "machine": set(),
     "tuning": {"errors", "files", "machine"},
     "engine": {"errors", "tuning", NATIVE},

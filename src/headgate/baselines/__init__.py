@@ -1,0 +1,1 @@
+"""The pruning methods that channel gating is compared with."""
