@@ -107,6 +107,15 @@ def test_a_channel_that_nothing_reads_goes(generator: torch.Generator) -> None:
     assert removal.channels["features.0"] == (4, 2)
 
 
+def test_what_leads_only_to_an_unread_channel_goes_with_it(generator: torch.Generator) -> None:
+    model, x = trained_(Separable(), generator), images(generator)
+    with torch.no_grad():
+        model.pointwise.weight[:, [3, 4]] = 0.0
+    removal = remove(model, x)
+    same(model, removal, x)
+    assert removal.channels["stem"] == removal.channels["depthwise"] == (8, 6)
+
+
 def test_a_flattened_map_takes_all_its_features_along(generator: torch.Generator) -> None:
     model, x = trained_(create("alexnet-cifar", width=4, in_channels=3), generator), images(generator, size=32)
     silence_(model, "features.14", "features.15", [0, 5, 6])

@@ -85,8 +85,9 @@ class Layer:
     Attributes:
         groups: of the convolution.
         reads, makes: spaces of its input and its output.
-        removable: inputs that could go: they add the same to every output pixel, whatever the image.
-        contribution: (outputs, inputs of a group) what each input adds to each output, where that is constant; else 0.
+        settled: (outputs, inputs of a group) whether an input adds the same to all pixels of an output, whatever the
+            image.
+        contribution: (outputs, inputs of a group) what it adds where it is settled; else 0.
     """
 
     name: str
@@ -94,7 +95,7 @@ class Layer:
     reads: Space
     makes: Space
     repeat: int
-    removable: Bool[Tensor, " c_in"]
+    settled: Bool[Tensor, "c_out c_in_of_group"]
     contribution: Float[Tensor, "c_out c_in_of_group"]
 
 
@@ -260,7 +261,7 @@ class _Walk:
             reads=fact.space,
             makes=made.space,
             repeat=fact.repeat,
-            removable=settled.view(groups, c_out // groups, inputs).all(1).flatten(),
+            settled=settled,
             contribution=contribution,
         )
         return made

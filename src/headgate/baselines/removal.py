@@ -1,8 +1,9 @@
 """Take channels that carry nothing out of a network, so that a plain smaller network is left.
 
-A channel goes when every layer that reads it can do without: its weights there are zero, or it is zero for every image,
-or it has one other value that can be added to that layer's bias. Channels that are tied together (residual sums,
-depthwise convolutions) go together or not at all. The smaller network computes what the larger one did, in evaluation.
+A channel goes when every layer that reads it can do without: its weights there are zero, at least for what is itself
+needed; or it is zero for every image; or it has one other value that can be added to that layer's bias. Channels that
+are tied together (residual sums, depthwise convolutions) go together or not at all. The smaller network computes what
+the larger one did, in evaluation.
 
 Own code instead of Torch-Pruning's dependency graph: that finds which slices belong together, which is the smaller
 half. It does not know whether they may go (it removes what it is told to, and drops what batch norms made of it), and
@@ -125,22 +126,34 @@ def _erase_unread_(graph: fx.Graph, node: fx.Node) -> None:
 
 
 def _choose(found: Channels) -> dict[Space, Bool[Tensor, " channels"]]:
-    """Which channels of each space go."""
+    """Which channels of each space go: at first all that may, less what turns out to be needed, until nothing does."""
     gone: dict[Space, Tensor] = {}
-    for layer in found.layers.values():
-        for space in (layer.reads.root, layer.makes.root):
-            gone.setdefault(space, torch.full((space.channels,), space.pinned is None))
-    for space in found.norms.values():
-        gone.setdefault(space.root, torch.zeros(space.root.channels, dtype=torch.bool))  # of an input
-    for layer in found.layers.values():
-        gone[layer.reads.root] &= layer.removable.cpu()
-    for chosen in gone.values():
-        if chosen.all():
-            chosen[0] = False
-    grouped = [layer for layer in found.layers.values() if layer.groups > 1]
-    while any(_even_out_(layer, gone) for layer in grouped):  # each may undo what another evened out
-        pass
+    spaces = [space for layer in found.layers.values() for space in (layer.reads, layer.makes)]
+    for space in (*spaces, *found.norms.values()):
+        gone[space.root] = torch.full((space.root.channels,), space.root.pinned is None)
+    changed = True
+    while changed:
+        changed = False
+        for layer in reversed(found.layers.values()):
+            changed |= _keep_needed_(layer, gone)
+        if not changed:
+            for layer in found.layers.values():
+                changed |= _even_out_(layer, gone)
     return gone
+
+
+def _keep_needed_(layer: Layer, gone: Mapping[Space, Tensor]) -> bool:
+    """Keep what a layer reads for the outputs that stay, and one channel of everything.
+
+    Returns: whether that is more than was kept before.
+    """
+    inputs, outputs = gone[layer.reads.root], gone[layer.makes.root]
+    before = int(inputs.sum() + outputs.sum())
+    reads = ~layer.settled.cpu() & ~outputs[:, None]
+    inputs &= ~reads.view(layer.groups, -1, reads.shape[1]).any(1).flatten()
+    for chosen in (inputs, outputs):
+        chosen[0] &= not chosen.all()
+    return int(inputs.sum() + outputs.sum()) != before
 
 
 def _even_out_(layer: Layer, gone: Mapping[Space, Tensor]) -> bool:
