@@ -76,6 +76,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "tensorboard": {"train"},
     "tyro": {"cli", "recipes"},
     "timm": {"models"},
+    "torch_pruning": {"baselines"},
 }
 """Packages that only these modules may import."""
 

@@ -349,6 +349,11 @@ def weight_by_channel(layer: nn.Conv2d | nn.Linear, repeat: int) -> Float[Tensor
     return weight.flatten(2) if isinstance(layer, nn.Conv2d) else weight.view(len(weight), -1, repeat)
 
 
+def weight_by_group(conv: nn.Conv2d) -> Float[Tensor, "groups outputs inputs height width"]:
+    """The weight of each of a convolution's groups: a view."""
+    return conv.weight.view(conv.groups, -1, *conv.weight.shape[1:])
+
+
 def _over_pixels(node: fx.Node) -> bool:
     dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
     return isinstance(dims, list | tuple) and set(dims) in ({2, 3}, {-1, -2}) and len(_shape(node.args[0])) == 4

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from headgate.baselines.channels import weight_by_group
 from headgate.errors import ConfigError, ModelError
 from headgate.nn.config import require_finite
 
@@ -84,7 +85,7 @@ class Decorrelation:
         """
         terms = []
         for conv in self.convs:
-            for group in _by_group(conv):
+            for group in weight_by_group(conv):
                 terms.append(correlation_penalty(group.flatten(1), self.config.bound))
                 if self.config.channels:
                     terms.append(correlation_penalty(group.transpose(0, 1).flatten(1), self.config.bound))
@@ -103,7 +104,7 @@ def orthogonal_(model: nn.Module, generator: torch.Generator | None = None) -> N
     Raises: ModelError: no convolution that is not depthwise.
     """
     for conv in _convs(model):
-        for group in _by_group(conv):
+        for group in weight_by_group(conv):
             filters = group.flatten(1)  # a view: what is written is written to the layer
             outputs, weights = filters.shape
             fan_out = outputs * group[0, 0].numel()
@@ -119,7 +120,3 @@ def _convs(model: nn.Module) -> Iterator[nn.Conv2d]:
     if not found:
         raise ModelError(f"model must have a Conv2d that is not depthwise, got {type(model).__name__} with none")
     yield from found
-
-
-def _by_group(conv: nn.Conv2d) -> Float[Tensor, "groups outputs inputs height width"]:
-    return conv.weight.view(conv.groups, -1, *conv.weight.shape[1:])

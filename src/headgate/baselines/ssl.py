@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, fx, nn
 
-from headgate.baselines.channels import as_graph
+from headgate.baselines.channels import as_graph, weight_by_group
 from headgate.counting import Counts
 from headgate.errors import ConfigError, ModelError
 from headgate.graph import conv_sites, is_residual_add
@@ -86,7 +86,7 @@ def group_norms(conv: nn.Conv2d, kind: Kind, norm: nn.Module | None = None) -> t
 
     Args: norm: behind the convolution; its weight and bias belong to the groups of "filters" and "depth".
     """
-    weight = conv.weight.view(conv.groups, -1, *conv.weight.shape[1:])
+    weight = weight_by_group(conv)
     match kind:
         case "channels":
             norms = torch.linalg.vector_norm(weight, dim=(1, 3, 4)).flatten()
@@ -178,7 +178,7 @@ class GroupLasso:
         return means
 
     def _zero_kind_(self, conv: nn.Conv2d, kind: Kind, gone: Bool[Tensor, " groups"]) -> None:
-        weight = conv.weight.view(conv.groups, -1, *conv.weight.shape[1:])
+        weight = weight_by_group(conv)
         match kind:
             case "filters":
                 self._zero_filters_(conv, gone)
