@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from dead_channels import Separable, images, silence_, trained_
 from torch import Tensor, nn
 
-from headgate import GateConfig, count, gate_
+from headgate import GateConfig, count, export, gate_, load, save
 from headgate.baselines.removal import Removal, remove
 from headgate.errors import ModelError
 from headgate.models.registry import create
@@ -261,3 +263,36 @@ def test_bad_input(generator: torch.Generator) -> None:
     gate_(model, GateConfig(groups=2))
     with pytest.raises(ModelError, match="model must be dense, got a gated DigitsCNN"):
         remove(model, torch.zeros(1, 1, 8, 8))
+
+
+def test_a_branch_stays_where_its_shortcut_is_read_later(generator: torch.Generator) -> None:
+    class Later(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.conv = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1)
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            y = torch.relu_(x + self.conv(x))  # would write over x, were it x
+            return self.fc((y * x).mean((2, 3)))
+
+    model, x = trained_(Later(), generator), images(generator)
+    silence_(model, "conv", None, [0, 1, 2, 3])
+    removal = remove(model, x)
+    same(model, removal, x)
+    assert not removal.dropped
+
+
+def test_the_smaller_network_is_exported_saved_and_loaded(tmp_path: Path, generator: torch.Generator) -> None:
+    model, x = trained_(create("digits-resnet", width=4, in_channels=3), generator).float(), images(generator).float()
+    silence_(model, "layer1.0.conv2", "layer1.0.bn2", [0, 1, 2, 3])
+    silence_(model, "layer2.0.conv1", "layer2.0.bn1", [0, 5])
+    smaller, again = remove(model, x).model, remove(model, x).model
+    report = export(smaller, tmp_path / "plan.safetensors", example_input=x)
+    assert [operator.kind for operator in report.operators].count("conv") == 8  # of nine and the head, two went
+    with torch.no_grad():
+        again.get_submodule("conv1").weight.zero_()
+        save(smaller, tmp_path / "model.safetensors")
+        load(tmp_path / "model.safetensors", model=again)
+        assert torch.equal(again(x), smaller(x))
