@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "convert": {"errors", "nn", "graph", "workload"},
     "fusion": {"errors", "ops", "nn", "tracing", "graph", "workload"},
     "counting": {"errors", "files", "nn", "graph", "workload"},
+    "baselines": {"errors", "nn", "tracing", "graph", "counting"},
     "machine": set(),
     "tuning": {"errors", "files", "machine"},
     "engine": {"errors", "tuning", NATIVE},
@@ -75,6 +76,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "tensorboard": {"train"},
     "tyro": {"cli", "recipes"},
     "timm": {"models"},
+    "torch_pruning": {"baselines"},
 }
 """Packages that only these modules may import."""
 

@@ -1,26 +1,41 @@
 """The pruning methods that channel gating is compared with."""
 
 from headgate.baselines.conversion import Conversion, ConvertedLayer
+from headgate.baselines.decorrelation import Decorrelation, DecorrelationConfig, orthogonal_
 from headgate.baselines.fbs import FBSConv2d, fbs_, fbs_layers, observe_saliencies, saliency_loss, set_density_
 from headgate.baselines.magnitude import MagnitudePruner, PruningSchedule, TheoreticalMacs, theoretical_macs
 from headgate.baselines.perforation import PerforatedConv2d, perforate_, perforated_layers
 from headgate.baselines.perforation_rates import choose_rates
+from headgate.baselines.removal import Removal, remove
+from headgate.baselines.ssl import GroupLasso, SSLConfig, ZeroMask, shape_macs
+from headgate.baselines.torch_pruning import GroupSparsity, prune
 
 __all__ = [
     "Conversion",
     "ConvertedLayer",
+    "Decorrelation",
+    "DecorrelationConfig",
     "FBSConv2d",
+    "GroupLasso",
+    "GroupSparsity",
     "MagnitudePruner",
     "PerforatedConv2d",
     "PruningSchedule",
+    "Removal",
+    "SSLConfig",
     "TheoreticalMacs",
+    "ZeroMask",
     "choose_rates",
     "fbs_",
     "fbs_layers",
     "observe_saliencies",
+    "orthogonal_",
     "perforate_",
     "perforated_layers",
+    "prune",
+    "remove",
     "saliency_loss",
     "set_density_",
+    "shape_macs",
     "theoretical_macs",
 ]
