@@ -1,6 +1,7 @@
 #!/bin/bash
-# Runs native tests on CPUs that are not here: Bochs interprets every instruction of a Sapphire Rapids, which has AMX, and
-# of a Skylake-X, whose AVX-512 multiplies neither bytes nor bfloat16, under Linux. (QEMU knows neither.) No timings.
+# Runs native tests on CPUs that are not here: Bochs interprets every instruction of a Sapphire Rapids, which has AMX,
+# and of a Skylake-X, whose AVX-512 multiplies neither bytes nor bfloat16, under Linux. (QEMU knows neither.) No
+# timings.
 #
 #   run.sh WORK                 builds and runs in the folder WORK, which may be kept: ten minutes, the next time four
 #   FILTER=amx_gives run.sh …   of bfloat16_test only tests with this in their name; empty: all of them, 20 minutes
@@ -15,9 +16,9 @@ for tool in curl dpkg patch xz cmake ninja g++; do
 done
 mkdir -p "$work/packages" "$work/unpacked" && cd "$work"
 
-# Bochs, its BIOS, Linux and the boot loader of Debian 13; genisoimage of Debian 12, for the libraries that it needs to be
-# those of Debian 12. Bochs is built here: Debian's wants a desktop's libraries, and does not run Linux with AMX.
-# A package that has left the pool is found at https://snapshot.debian.org by its hash.
+# Bochs, its BIOS, Linux and the boot loader of Debian 13; genisoimage of Debian 12, for the libraries that it needs to
+# be those of Debian 12. Bochs is built here: Debian's wants a desktop's libraries, and does not run Linux with AMX. A
+# package that has left the pool is found at https://snapshot.debian.org by its hash.
 packages='
 b/bochs/bochs_3.0+dfsg.orig.tar.xz 78f6c73d4a6472d5130a87ab9dc306d02c7c71ed8e25b3a8ef642e2a7acd282b
 b/bochs/bochsbios_3.0+dfsg-1_all.deb 13f8f4bdd9bb5c07378b7e39042cb631ebdd41d00b0f1a3091caab17ca946a5b
@@ -31,7 +32,10 @@ l/linux-signed-amd64/linux-image-6.12.107+deb13-cloud-amd64_6.12.107-1_amd64.deb
 while read -r path hash; do
   [ -n "$path" ] || continue
   file=packages/${path##*/}
-  [ -e "$file" ] || { curl -fsS "http://deb.debian.org/debian/pool/main/$path" -o "$file.part" && mv "$file.part" "$file"; }
+  if [ ! -e "$file" ]; then
+    curl -fsS "http://deb.debian.org/debian/pool/main/$path" -o "$file.part"
+    mv "$file.part" "$file"
+  fi
   echo "$hash  $file" | sha256sum --check --quiet
   case $file in *.deb) dpkg -x "$file" unpacked ;; esac
 done <<< "$packages"
