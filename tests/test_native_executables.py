@@ -41,6 +41,7 @@ ON_NO_ISA = {
     "layout_test",
     "capi_test",
     "npy_test",
+    "winograd_rule_test",
 }
 """Tests that choose no instruction set; all others take each in turn."""
 FUZZED = 5_000

@@ -6,8 +6,9 @@ namespace headgate {
 
 Avx512Extras extras_in_cpu() {
 #if defined(__x86_64__)
-  return {static_cast<bool>(__builtin_cpu_supports("avx512vnni")), static_cast<bool>(__builtin_cpu_supports("avx512bf16")),
-          cpu_has_amx()};
+  return {.vnni = __builtin_cpu_supports("avx512vnni") != 0,
+          .bf16 = __builtin_cpu_supports("avx512bf16") != 0,
+          .amx = cpu_has_amx()};
 #else
   return {};
 #endif

@@ -18,8 +18,8 @@ double saved(const Shape& output, int tile, int products, int multiplications) {
          (tiles(output.height) * tiles(output.width) * multiplications);
 }
 
-// The rule for 3×3 kernels, from the tables in docs/design/0004-winograd.md, for outputs that read so many inputs. Returns
-// 4, 2, or 0 for the direct convolution.
+// The rule for 3×3 kernels, from the tables in docs/design/0004-winograd.md, for outputs that read so many inputs.
+// Returns 4, 2, or 0 for the direct convolution.
 int tile_of(int inputs, const Shape& output) {
   constexpr int kFewInputs = 8, kFewPixels = 16;  // below which transforms cost what they save
   // Transforming to tiles of 4 makes four times as many weights, of 2 nearly twice. Beyond so many input × output channels

@@ -15,8 +15,8 @@ namespace headgate {
 
 enum class Lists { contiguous, shuffled, any };
 
-inline ConvShape shape_of(int in, int out, int blocks, Lists lists, int kh = 3, int kw = 3, int sh = 1, int sw = 1, int ph = 1,
-                   int pw = 1, int dh = 1, int dw = 1) {
+inline ConvShape shape_of(int in, int out, int blocks, Lists lists, int kh = 3, int kw = 3, int sh = 1, int sw = 1,
+                          int ph = 1, int pw = 1, int dh = 1, int dw = 1) {
   ConvShape shape{in, out, {kh, kw}, {sh, sw}, {ph, pw}, {dh, dw}, blocks, in / blocks, {}};
   std::mt19937 random(in * 31 + out);
   for (int block = 0; block < blocks; ++block) {

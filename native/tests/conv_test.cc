@@ -125,8 +125,9 @@ void check(const Problem& p, const char* what) {
                             : variant < 3  ? Epilogue::raw
                             : variant == 6 ? Epilogue::masked
                                            : Epilogue::gate;
+      const int most = variant == 9 ? 1 : kernels(isa).lanes;
       const ConvEpilogue e = variant < 7 ? p.epilogue(kind, variant % 2 == 1, variant == 5)
-                                         : p.groups(variant == 9 ? 1 : kernels(isa).lanes, variant % 2 == 1, variant == 7);
+                                         : p.groups(most, variant % 2 == 1, variant == 7);
       for (const Part& range : {whole, part}) {
         Result result(p);
         if (kind == Epilogue::masked) {

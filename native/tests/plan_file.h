@@ -167,8 +167,8 @@ inline PlanFile float_gates() {
   return file;
 }
 
-// All by Winograd's algorithm: a stem, groups of 8 outputs that read listed inputs, and gates for groups, of four channels
-// and of one.
+// All by Winograd's algorithm: a stem, groups of 8 outputs that read listed inputs, and gates for groups, of four
+// channels and of one.
 inline PlanFile tiled_convolutions() {
   PlanFile file{R"({"version": 1, "producer": "test", "input": 0, "output": 4,
 "values": [{"shape": [3, 15, 13]}, {"shape": [32, 8, 7]}, {"shape": [16, 8, 7]}, {"shape": [16, 8, 7]},

@@ -33,8 +33,8 @@ int steps(const ConvShape& shape) { return phases(shape) * shape.inputs_per_bloc
 
 int channels(const ConvShape& shape) { return phases(shape) == 1 ? shape.in_channels : kLanes; }
 
-// The transform of a line of weights, [element][weight]: the values of their polynomial at the points, divided by what the
-// points contribute to interpolation.
+// The transform of a line of weights, [element][weight]: the values of their polynomial at the points, divided by what
+// the points contribute to interpolation.
 std::vector<double> line_transform(int tile, int weights) {
   std::vector<double> points{0, 1, -1};
   if (winograd_side(tile) == 6) points = {0, kFarPoint, -kFarPoint, kNearPoint, -kNearPoint};
@@ -63,7 +63,8 @@ struct Inputs {
   std::vector<std::int32_t> order;    // [channel]: from where in its vector each comes; empty if all stay in place
 };
 
-// Of blocks that are paired. None where the inputs of a pair do not lie in one vector, or those of several in the same lanes.
+// Of blocks that are paired. None where the inputs of a pair do not lie in one vector, or those of several in the same
+// lanes.
 std::optional<Inputs> inputs_of_pairs(const ConvShape& shape) {
   Inputs inputs;
   inputs.order.resize(padded_channels(shape.in_channels));

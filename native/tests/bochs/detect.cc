@@ -1,4 +1,5 @@
-// detect [vnni] [bf16] [amx]: prints what the engine finds of a CPU with AVX-512, and fails where that is something else.
+// detect [vnni] [bf16] [amx]: prints what the engine finds of a CPU with AVX-512, and fails where that is something
+// else.
 #include <cstdio>
 #include <set>
 #include <string>
