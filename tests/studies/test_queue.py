@@ -12,10 +12,10 @@ from headgate.errors import ConfigError
 from headgate.studies import Result, Store, Trial, get_protocol
 from headgate.studies import queue as queue_module
 from headgate.studies.queue import Job, run_trials
-from headgate.studies.study import dense_trial, gated
+from headgate.studies.study import gated
 
 SMOKE = get_protocol("smoke")
-DENSE = dense_trial(SMOKE)
+DENSE = Trial(variant="dense", point={}, recipe=SMOKE.dense)
 TRIALS = [gated(SMOKE, name, {"T": 1.0}, seed) for seed, name in enumerate("abcd")]
 FIGURES = {"accuracy": 0.9, "mac_reduction": 2.0, "network_mac_reduction": 2.0, "density": 0.5, "additions": 0}
 FIGURES |= {"multiplications": 0}

@@ -50,8 +50,8 @@ class Train:
         include, exclude: names or patterns of convolutions to gate, or to leave dense, whatever the rules say.
         width, num_classes: of the network. Default: the recipe's.
         epochs, batch_size, lr, seed, precision: Default: the recipe's.
-        init_from: start from this dense checkpoint.
-        teacher: distil from this checkpoint.
+        init_from: start from this dense checkpoint; or the name of a model that comes with headgate.
+        teacher: distil from this checkpoint, or named model.
         resume: False refuses a folder that holds a run.
         quiet: no progress bar.
     """

@@ -15,7 +15,12 @@ TARGET = 1.0  # T of the networks that are looked at
 
 def _correlation(protocol: Protocol, seeds: int) -> list[Trial]:
     dense = [
-        Trial(variant="dense network", point={"groups": groups}, recipe=protocol.dense, measure="correlation")
+        Trial(
+            variant="dense network",
+            point={"groups": groups},
+            recipe=protocol.trial(None, None, 0),
+            measure="correlation",
+        )
         for groups in (2, 4, 8)
     ]
 

@@ -15,7 +15,7 @@ from headgate.train import BudgetConfig, DistillConfig, Recipe
 __all__ = ["DENSE", "PROTOCOLS", "Protocol", "get_protocol"]
 
 DENSE: Final = "dense"
-"""In a trial's recipe, in place of a path: the checkpoint of the protocol's dense network."""
+"""In a recipe, in place of a path: the checkpoint of the protocol's dense network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +24,10 @@ class Protocol:
 
     Attributes:
         dense: the dense network's run.
-        epochs: of every other run.
-        lr: peak learning rate of what starts from the dense network.
-        scratch: trials start from fresh weights; otherwise from the dense network, which is then also their teacher.
+        start: what the trials start from, which is then also their teacher: `DENSE`, the dense network, trained before
+            them; or one that comes with headgate, by its name. None: fresh weights.
+        epochs: of every trial.
+        lr: peak learning rate of what does not start from fresh weights.
         close_epochs: over so many epochs the gates close.
         embedded: needs no data but what comes with scikit-learn.
     """
@@ -36,21 +37,21 @@ class Protocol:
     dense: Recipe
     epochs: int
     lr: float
-    scratch: bool = False
+    start: str | None
     close_epochs: float = 0.0
     embedded: bool = False
 
     def trial(self, gate: GateConfig | None, budget: BudgetConfig | None, seed: int) -> Recipe:
-        """A gated run, or with neither the dense network trained as long as a gated one."""
+        """A gated run, or with neither the control: the dense network, trained just as long."""
         if budget is not None and budget.forced is None:
             budget = replace(budget, close_epochs=self.close_epochs)
         recipe = replace(self.dense, gate=gate, budget=budget, seed=seed, epochs=self.epochs)
-        if self.scratch:
+        if self.start is None:
             return recipe
         return replace(
             recipe,
-            init_from=DENSE,
-            distill=DistillConfig(teacher=DENSE),
+            init_from=self.start,
+            distill=DistillConfig(teacher=self.start),
             optimiser=replace(recipe.optimiser, lr=self.lr),
         )
 
@@ -58,24 +59,24 @@ class Protocol:
 def _smoke() -> Protocol:
     dense = recipes.dense(replace(recipes.get("digits-cnn"), epochs=1))
     return Protocol(
-        name="smoke", title="digits, one epoch: shows that a study runs, and nothing else", dense=dense, epochs=1,
-        lr=0.02, embedded=True,
+        name="smoke", title="digits, one epoch: shows that a study runs, and nothing else", dense=dense, start=DENSE,
+        epochs=1, lr=0.02, embedded=True,
     )  # fmt: skip
 
 
 def _short() -> Protocol:
     dense = recipes.dense(recipes.get("resnet20-cifar10"))
     return Protocol(
-        name="short", title="ResNet-20, 6 epochs from a dense network of 30", dense=dense, epochs=6, lr=0.05,
-        close_epochs=2,
+        name="short", title="ResNet-20, 6 epochs from a dense network of 30", dense=dense,
+        start="resnet20-cifar10-dense", epochs=6, lr=0.05, close_epochs=2,
     )  # fmt: skip
 
 
 def _paper() -> Protocol:
     dense = recipes.dense(recipes.get("resnet18-cifar10-paper"))
     return Protocol(
-        name="paper", title="ResNet-18, 300 epochs from scratch (appendix A.3)", dense=dense, epochs=dense.epochs,
-        lr=dense.optimiser.lr, scratch=True,
+        name="paper", title="ResNet-18, 300 epochs from scratch (appendix A.3)", dense=dense, start=None,
+        epochs=dense.epochs, lr=dense.optimiser.lr,
     )  # fmt: skip
 
 

@@ -11,8 +11,8 @@ from headgate.files import write_atomic
 from headgate.studies.protocol import get_protocol
 from headgate.studies.queue import Job, Watcher, run_trials
 from headgate.studies.store import Store
-from headgate.studies.study import Study, dense_trial
-from headgate.studies.trial import Result
+from headgate.studies.study import Study
+from headgate.studies.trial import Result, Trial
 
 __all__ = ["draw_study", "make_job", "run_study"]
 
@@ -38,7 +38,7 @@ def make_job(study: Study, protocol: str, *, data: str | None, seeds: int, image
         study=study.name,
         protocol=protocol,
         trials=study.trials(chosen, seeds),
-        dense=dense_trial(chosen),
+        dense=Trial(variant="dense", point={}, recipe=chosen.dense),
         source=chosen.dense.data.source if data is None else data,
         images=images,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -50,8 +51,11 @@ class Trial:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides its outcome, as plain JSON values: the recipe, but not its name or where the data lie."""
-        values: dict[str, Any] = json.loads(json.dumps(self.recipe.to_dict()))
+        """What decides its outcome, as plain JSON values: the recipe, but not its name or where the data lie.
+
+        Fields at their defaults are left out, so that one that is added to recipes later leaves old results valid.
+        """
+        values: dict[str, Any] = json.loads(json.dumps(_said(self.recipe)))
         del values["name"], values["data"]["source"]
         return values
 
@@ -60,6 +64,16 @@ class Trial:
         """Folder of the run: trials that train alike, of whatever study, share it."""
         digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
         return f"{re.sub('[^a-z0-9]+', '-', self.recipe.architecture.name.lower())}-{digest[:12]}"
+
+
+def _said(record: Any) -> dict[str, Any]:
+    """The fields of a record that are not at their defaults."""
+    said = {}
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if value != field.default:
+            said[field.name] = _said(value) if dataclasses.is_dataclass(value) else value
+    return said
 
 
 def resolved(recipe: Recipe, *, dense: Path, source: str) -> Recipe:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from headgate.checkpoint import Preprocess, load
+from headgate.checkpoint import Preprocess, load_by_name
 from headgate.convert import gate_
 from headgate.errors import CheckpointError
 from headgate.nn import gated_layers
@@ -20,7 +20,7 @@ def build_model(recipe: Recipe, example_input: Tensor) -> nn.Module:
     torch.manual_seed(recipe.seed)
     model = recipe.architecture.build()
     if recipe.init_from is not None:
-        model = load(recipe.init_from, model=model)
+        model = load_by_name(recipe.init_from, model=model)
         if gated_layers(model):
             raise CheckpointError(f"init_from must be a dense checkpoint, got {recipe.init_from}, which is gated")
     if recipe.gate is not None:
@@ -28,22 +28,22 @@ def build_model(recipe: Recipe, example_input: Tensor) -> nn.Module:
     return model.to(memory_format=torch.channels_last)
 
 
-def load_teacher(path: str, preprocess: Preprocess, example_input: Tensor, num_classes: int) -> nn.Module:
+def load_teacher(name: str, preprocess: Preprocess, example_input: Tensor, num_classes: int) -> nn.Module:
     """The network to distil from, on the device of `example_input`.
 
     Raises: CheckpointError: it cannot be read, or takes other images or has other classes than the student.
     """
-    teacher = load(path).to(example_input.device).eval()
+    teacher = load_by_name(name).to(example_input.device).eval()
     its = getattr(teacher, "preprocess", None)
     if its is not None and not (torch.equal(its.mean, preprocess.mean) and torch.equal(its.std, preprocess.std)):
         raise CheckpointError(
-            f"the teacher {path} must take images normalised like this data's, got another mean or std"
+            f"the teacher {name} must take images normalised like this data's, got another mean or std"
         )
     try:
         with torch.no_grad():
             classes = teacher(example_input).shape[1]
     except RuntimeError as error:
-        raise CheckpointError(f"the teacher {path} cannot take this data's images: {error}") from error
+        raise CheckpointError(f"the teacher {name} cannot take this data's images: {error}") from error
     if classes != num_classes:
-        raise CheckpointError(f"the teacher {path} must have the student's {num_classes} classes, got {classes}")
+        raise CheckpointError(f"the teacher {name} must have the student's {num_classes} classes, got {classes}")
     return teacher

@@ -187,7 +187,7 @@ class DistillConfig:
     """Knowledge distillation (Hinton et al., 2015).
 
     Attributes:
-        teacher: a checkpoint written by `headgate.save`.
+        teacher: a checkpoint written by `headgate.save`, or the name of a model that comes with headgate.
         alpha: share of the teacher in the loss.
         temperature: softens both distributions.
     """
@@ -209,7 +209,7 @@ class Recipe:
     Attributes:
         gate: None trains the dense network.
         batch_size: images of one optimiser step over all processes.
-        init_from: checkpoint of the dense network to start from.
+        init_from: checkpoint of the dense network to start from, or the name of one that comes with headgate.
         precision: "bf16" computes convolutions in bfloat16 (autocast); parameters stay float32.
         sync_norm: batch statistics over all processes; then N processes train like one.
         eval_every: epochs between evaluations; the last epoch is always evaluated.
