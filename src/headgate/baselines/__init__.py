@@ -4,6 +4,7 @@ from headgate.baselines.conversion import Conversion, ConvertedLayer
 from headgate.baselines.decorrelation import Decorrelation, DecorrelationConfig, orthogonal_
 from headgate.baselines.fbs import FBSConv2d, fbs_, fbs_layers, observe_saliencies, saliency_loss, set_density_
 from headgate.baselines.magnitude import MagnitudePruner, PruningSchedule, TheoreticalMacs, theoretical_macs
+from headgate.baselines.methods import Method, MethodName, PruningConfig, make_method
 from headgate.baselines.perforation import PerforatedConv2d, perforate_, perforated_layers
 from headgate.baselines.perforation_rates import choose_rates
 from headgate.baselines.removal import Removal, remove
@@ -19,7 +20,10 @@ __all__ = [
     "GroupLasso",
     "GroupSparsity",
     "MagnitudePruner",
+    "Method",
+    "MethodName",
     "PerforatedConv2d",
+    "PruningConfig",
     "PruningSchedule",
     "Removal",
     "SSLConfig",
@@ -28,6 +32,7 @@ __all__ = [
     "choose_rates",
     "fbs_",
     "fbs_layers",
+    "make_method",
     "observe_saliencies",
     "orthogonal_",
     "perforate_",

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Final
 
 from headgate.errors import ConfigError
+from headgate.studies.comparators import COMPARATORS
 from headgate.studies.gates import BUDGET, GATES
 from headgate.studies.hyperparameters import EPSILON, ETA, GROUPING
 from headgate.studies.looks import CORRELATION, TRAFFIC, USAGE
@@ -15,7 +16,7 @@ from headgate.studies.study import Study
 __all__ = ["STUDIES", "get_study"]
 
 STUDIES: Final[Mapping[str, Study]] = MappingProxyType(
-    {study.name: study for study in (EPSILON, ETA, GROUPING, GATES, TRAFFIC, CORRELATION, USAGE, BUDGET)}
+    {study.name: study for study in (EPSILON, ETA, GROUPING, GATES, COMPARATORS, TRAFFIC, CORRELATION, USAGE, BUDGET)}
 )
 """In the order in which they are listed."""
 

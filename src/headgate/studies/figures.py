@@ -14,7 +14,7 @@ from headgate.plots import BLUE, DENSE, GREEN, INK, MUTED, ORANGE, PURPLE, VERMI
 from headgate.studies.store import Row, rows
 from headgate.studies.trial import Result
 
-__all__ = ["budgets", "correlations", "spread", "trade_off", "traffic"]
+__all__ = ["budgets", "correlations", "methods", "spread", "trade_off", "traffic"]
 
 _COLOURS: Final = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, INK, MUTED)
 _MARKERS: Final = "osD^vPX"
@@ -77,6 +77,43 @@ def trade_off(results: Sequence[Result]) -> Figure:
     axes.legend()
     _title(figure, "Error against MACs")
     return figure
+
+
+@house_style
+def methods(results: Sequence[Result]) -> Figure:
+    """Top-1 error against MAC reduction of the whole network, a curve for each method, bars of one standard deviation.
+
+    Where a reduction is theoretical (zeros among weights that are multiplied all the same) the markers are hollow.
+    """
+    figure = canvas(1.25 * _SIZE[0], 1.25 * _SIZE[1])
+    axes = figure.add_subplot()
+    styles = itertools.count()
+    for variant, table in _curves(rows(results)).items():
+        errors = [100 * (1 - row.mean("accuracy")) for row in table]
+        if not table[0].point:
+            axes.axhline(errors[0], color=DENSE, linewidth=2.5, zorder=0, label=variant)
+            continue
+        theoretical = bool(table[0].results[0].measured)
+        reached = [_theoretical(row) if theoretical else row.mean("network_mac_reduction") for row in table]
+        order = np.argsort(reached)
+        axes.errorbar(
+            [reached[i] for i in order],
+            [errors[i] for i in order],
+            [100 * table[i].spread("accuracy") for i in order],
+            label=f"{variant} (theoretical)" if theoretical else variant,
+            markerfacecolor="none" if theoretical else None,
+            **_style(next(styles)),
+        )
+    _times(axes, "MAC reduction, whole network")
+    axes.set_ylabel("top-1 error, %")
+    axes.legend(ncols=2)
+    _title(figure, "Error against MACs, by method")
+    return figure
+
+
+def _theoretical(row: Row) -> float:
+    measured = [result.measured["theoretical_mac_reduction"] for result in row.results if result.measured]
+    return float(np.mean(measured))
 
 
 @house_style

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from headgate.baselines import theoretical_macs
 from headgate.convert import gate_
 from headgate.counting import LayerRecord
 from headgate.errors import ConfigError, ModelError
@@ -19,7 +20,7 @@ from headgate.studies.trial import Point
 from headgate.train import evaluate
 from headgate.train.data import Batch
 
-__all__ = ["MEASURES", "correlation", "traffic", "usage"]
+__all__ = ["MEASURES", "correlation", "get_measure", "theoretical", "traffic", "usage"]
 
 Batches: TypeAlias = Callable[[], Iterator[Batch]]
 
@@ -125,6 +126,15 @@ def usage(model: nn.Module, batches: Batches, point: Point) -> dict[str, Any]:
     }
 
 
+def theoretical(model: nn.Module, batches: Batches, point: Point) -> dict[str, Any]:
+    """What a network with zeros among its weights would save if zeros cost nothing; see `TheoreticalMacs`.
+
+    Returns: theoretical_mac_reduction: of the whole network.
+    """
+    macs = theoretical_macs(model, next(batches())[0][:1])
+    return {"theoretical_mac_reduction": macs.theoretical_mac_reduction}
+
+
 def _layer(record: LayerRecord) -> dict[str, Any]:
     return {
         "channels_used": record.channels_used,
@@ -135,7 +145,7 @@ def _layer(record: LayerRecord) -> dict[str, Any]:
 
 
 MEASURES: Final[Mapping[str, Callable[[nn.Module, Batches, Point], dict[str, Any]]]] = MappingProxyType(
-    {"correlation": correlation, "traffic": traffic, "usage": usage}
+    {"correlation": correlation, "traffic": traffic, "usage": usage, "theoretical": theoretical}
 )
 """By the name that a trial gives."""
 

@@ -61,6 +61,7 @@ class Job:
             "measure": trial.measure,
             "point": dict(trial.point),
             "images": self.images,
+            "reference": self.dense.recipe.architecture.to_dict(),
             "cores": list(cores),
         }
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from headgate.baselines import PruningConfig
+from headgate.errors import ConfigError
 from headgate.nn import GateConfig
 from headgate.studies.protocol import Protocol
 from headgate.studies.trial import Point, Result, Trial
@@ -14,7 +16,7 @@ from headgate.train import BudgetConfig
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["TARGETS", "Study", "dense_trial", "gated", "over_seeds"]
+__all__ = ["TARGETS", "Study", "dense_trial", "gated", "over_seeds", "pruned", "static", "thinner"]
 
 TARGETS = (0.0, 1.0, 2.0)
 """T, as the appendix sweeps it."""
@@ -63,6 +65,38 @@ def gated(
     config = GateConfig(**({"groups": 8, "shuffle": True} | gate))
     budget = budget or BudgetConfig(target=float(point["T"]))
     return Trial(variant=variant, point=point, recipe=protocol.trial(config, budget, seed), measure=measure)
+
+
+def pruned(
+    protocol: Protocol, variant: str, reduction: float, seed: int, *, measure: str | None = None, **options: Any
+) -> Trial:
+    """The dense network, pruned by another method.
+
+    Args:
+        reduction: of the whole network's MACs.
+        options: of its `PruningConfig`.
+    """
+    recipe = protocol.trial(None, None, seed)
+    pruning = PruningConfig(mac_reduction=reduction, **options)
+    point = {"reduction": reduction}
+    return Trial(variant=variant, point=point, recipe=replace(recipe, pruning=pruning), measure=measure)
+
+
+def static(protocol: Protocol, groups: int, seed: int) -> Trial:
+    """The control of every gate: it never opens. What is left is a network of grouped convolutions, shuffled."""
+    config = GateConfig(groups=groups, shuffle=True)
+    recipe = protocol.trial(config, BudgetConfig(forced="closed"), seed)
+    return Trial(variant="static groups", point={"reduction": float(groups)}, recipe=recipe)
+
+
+def thinner(protocol: Protocol, reduction: float, seed: int) -> Trial:
+    """The other control: fewer channels everywhere, from fresh weights, with the dense network as its teacher."""
+    recipe = replace(protocol.trial(None, None, seed), init_from=None)
+    width = recipe.architecture.width
+    if width is None:
+        raise ConfigError(f"a thinner network needs one of headgate's own, got {recipe.architecture.name}")
+    architecture = replace(recipe.architecture, width=max(1, round(width / reduction**0.5)))
+    return Trial(variant="thinner", point={"reduction": reduction}, recipe=replace(recipe, architecture=architecture))
 
 
 def over_seeds(seeds: int, trials: Callable[[int], Sequence[Trial]]) -> list[Trial]:

@@ -96,9 +96,10 @@ class Result:
         study, protocol: what it belongs to.
         trial, variant, point, seed, identity, run: see `Trial`.
         failure: why it has no figures; None where it finished.
-        figures: of the final network on the test split: accuracy, top5, loss, mac_reduction, network_mac_reduction,
-            density, dense_macs (gated layers, per image), additions and multiplications (the gates', per image),
-            epochs, seconds.
+        figures: of the final network on the test split: accuracy, top5, loss; mac_reduction and density (gated
+            layers); network_mac_reduction (MACs of the protocol's dense network ÷ executed ones); network_macs
+            (executed, per image), dense_macs (gated layers, per image), additions and multiplications (the gates', per
+            image); epochs, seconds.
         measured: what the trial's measurement gave.
         circumstances: date, CPU, versions.
     """

@@ -42,7 +42,9 @@ def main() -> int:
 def work(task: dict[str, Any]) -> dict[str, Any]:
     """Train the task's recipe in its folder, unless that is done, and measure.
 
-    Args:   task: recipe; folder of the run; measure (a name or None), its point, and how many images it is taken on.
+    Args:
+        task: recipe; folder of the run; measure (a name or None), its point, and how many images it is taken on;
+            reference, the architecture of the dense network that MACs are compared with.
     Returns: figures, measured and circumstances of a `Result`.
     """
     from datetime import date
@@ -51,7 +53,8 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
 
     from headgate import machine
     from headgate.checkpoint import load
-    from headgate.counting import Counts
+    from headgate.counting import Counts, count
+    from headgate.models import Architecture
     from headgate.studies.measure import get_measure
     from headgate.train import Recipe, train
     from headgate.train.loop import COUNTS, MODEL, SUMMARY
@@ -62,10 +65,14 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
         train(recipe, folder, console=False)
     summary = json.loads((folder / SUMMARY).read_text("utf-8"))
     counts = Counts.load(folder / COUNTS)
-    names = ("accuracy", "top5", "loss", "mac_reduction", "network_mac_reduction", "density", "epochs", "seconds")
+    reference = count(
+        Architecture.from_dict(task["reference"]).build(), torch.zeros(1, *summary["input_shape"])
+    ).network_dense_macs
+    names = ("accuracy", "top5", "loss", "mac_reduction", "density", "epochs", "seconds")
     figures = {name: summary[name] for name in names} | {
+        "network_mac_reduction": reference / counts.network_executed_macs,
+        "network_macs": counts.network_executed_macs,
         "dense_macs": counts.dense_macs,
-        "network_dense_macs": counts.network_dense_macs,
         "additions": sum(layer.additions for layer in counts.layers),
         "multiplications": sum(layer.multiplications for layer in counts.layers),
     }

@@ -13,6 +13,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
+from headgate.baselines import Method, PruningConfig, make_method
 from headgate.checkpoint import save
 from headgate.counting import MacLedger
 from headgate.errors import CheckpointError, DivergedError, HeadgateError, ModelError
@@ -38,6 +39,7 @@ STATE, MODEL, RECIPE, SUMMARY, COUNTS = (
     "state.safetensors", "model.safetensors", "recipe.json", "summary.json", "counts.json"
 )  # fmt: skip
 LOG_EVERY = 50  # steps
+PRUNING_IMAGES = 256  # that a pruning method may look at before training
 BUDGET_TOLERANCE = 0.03  # relative; beyond it the user is told
 _ELASTIC = 3  # what a generator is for; train.data and train.streaming have 0 to 2
 
@@ -105,6 +107,8 @@ class _Run:
         self.steering: Steering | None = None
         if self.budget is not None:
             self._prepare_gates(self.budget)
+        self.method = Method(self.model) if recipe.pruning is None else self._begin_pruning(recipe.pruning)
+        self.model = self.method.model
         self.optimiser = make_optimiser(self.model, recipe.optimiser)
         self.trained = self._fused()
         if recipe.sync_norm:
@@ -115,6 +119,7 @@ class _Run:
             self.progress = load_state(self.state_path, self.model, self.optimiser, recipe.to_dict())
             if self.steering is not None:
                 self.steering.restore(self.progress.steering)
+            self.method.resume(self.progress.epoch * len(self.data.train) + self.progress.step)
 
     def _prepare_gates(self, budget: BudgetConfig) -> None:
         if budget.forced is not None:
@@ -128,6 +133,13 @@ class _Run:
         height, width = self.data.example_input.shape[2:]  # and of the size that training sees, not evaluation
         self.ledger = MacLedger(self.model, images[:, :, :height, :width])
         self.steering = make_steering(budget, self.ledger.fixed / self.ledger.dense)
+
+    def _begin_pruning(self, config: PruningConfig) -> Method:
+        images, labels, _ = next(self.data.calibration())
+        height, width = self.data.example_input.shape[2:]
+        batch = (images[:PRUNING_IMAGES, :, :height, :width], labels[:PRUNING_IMAGES])
+        steps = self.recipe.epochs * len(self.data.train)
+        return make_method(config, self.model.eval(), [batch], steps)
 
     def _fused(self) -> nn.Module:
         self.model.train()
@@ -159,6 +171,7 @@ class _Run:
                     self._log_evaluation(log, self._evaluate(quick=True))
                 self._save_state()
             self._finish_gates(interrupted)
+            self.model = self.method.finish()
             evaluation = self._evaluate(quick=False)
             if not math.isfinite(evaluation.loss):
                 raise self._diverged(f"the loss on the test split is {evaluation.loss} before")
@@ -237,7 +250,9 @@ class _Run:
             before = open_counts.get(name)  # a layer may run several times
             open_counts[name] = observation.open_counts if before is None else before + observation.open_counts
 
-        with observe(self.model, keep) if self.steering is not None else nullcontext(), self._autocast():
+        observing = nullcontext() if self.steering is None else observe(self.model, keep)
+        self.method.before_step(global_step)
+        with observing, self.method.observing(), self._autocast():
             logits = self.wrapped(images)
         teacher_logits = None
         if self.teacher is not None:
@@ -250,6 +265,8 @@ class _Run:
             teacher_logits=teacher_logits,
             distill=recipe.distill,
         )
+        if (added := self.method.penalty()) is not None:
+            loss = loss + added
         share: float | None = None
         if self.steering is not None and self.ledger is not None and self.budget is not None:
             executed = self.ledger.executed(open_counts) / self.ledger.dense
@@ -268,6 +285,7 @@ class _Run:
         if recipe.optimiser.max_grad_norm is not None:
             grad_norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.optimiser.max_grad_norm))
         self.optimiser.step()
+        self.method.after_step()
         clamp_thresholds_(self.model, 0.0 if self.steering is None else self.steering.pulled_to)
         value = float(self.accelerator.reduce(loss.detach(), "mean"))
         return value, logits.detach(), share, grad_norm

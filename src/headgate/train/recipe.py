@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
+from headgate.baselines import PruningConfig
 from headgate.errors import ConfigError
 from headgate.models import Architecture
 from headgate.nn import GateConfig
@@ -208,6 +209,7 @@ class Recipe:
 
     Attributes:
         gate: None trains the dense network.
+        pruning: another method than gates, on the dense network; only "magnitude" goes together with gates.
         batch_size: images of one optimiser step over all processes.
         init_from: checkpoint of the dense network to start from, or the name of one that comes with headgate.
         precision: "bf16" computes convolutions in bfloat16 (autocast); parameters stay float32.
@@ -223,6 +225,7 @@ class Recipe:
     batch_size: int = 128
     gate: GateConfig | None = None
     budget: BudgetConfig | None = None
+    pruning: PruningConfig | None = None
     optimiser: OptimiserConfig = OptimiserConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     distill: DistillConfig | None = None
@@ -252,6 +255,11 @@ class Recipe:
             (self.gate is None) == (self.budget is None),
             "a gated run needs both gate and budget (how far to gate), a dense one neither",
         )
+        _require(
+            self.gate is None or self.pruning is None or self.pruning.method == "magnitude",
+            "a gated run takes pruning by magnitude only, got "
+            f"{self.pruning.method if self.pruning is not None else None!r}",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dict."""
@@ -268,6 +276,7 @@ class Recipe:
             "data": DataConfig,
             "gate": GateConfig,
             "budget": BudgetConfig,
+            "pruning": PruningConfig,
             "optimiser": OptimiserConfig,
             "schedule": ScheduleConfig,
             "distill": DistillConfig,
