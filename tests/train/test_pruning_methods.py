@@ -1,4 +1,4 @@
-"""Every pruning method in the training loop: it ends at its reduction, resumes, and trains alike with and without fusion."""
+"""Every pruning method in the training loop: its reduction, resuming, fusion."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_it_learns_and_ends_at_its_reduction(method: str, tmp_path: Path) -> Non
         zeros = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
         assert (zeros, executed) == (pytest.approx(0.5, abs=0.01), 1)
     else:
-        assert executed == pytest.approx(2, rel=0.15)  # channels are few here, and what FBS skips varies by image
+        assert 1.8 < executed < 2.5  # three layers of few channels; and what FBS skips varies by image
 
 
 @pytest.mark.parametrize("method", ["ssl", "fbs", "magnitude"])
@@ -66,9 +66,10 @@ def test_a_resumed_run_ends_like_one_that_was_not_interrupted(
         if run.progress.epoch == stop:
             raise InterruptedRun
 
-    with monkeypatch.context() as patch, pytest.raises(InterruptedRun):
+    with monkeypatch.context() as patch:
         patch.setattr(loop._Run, "_save_state", stop_after)
-        train(recipe(method), tmp_path / "parts", console=False)
+        with pytest.raises(InterruptedRun):
+            train(recipe(method), tmp_path / "parts", console=False)
     parts = train(recipe(method), tmp_path / "parts", console=False)
     assert _weights(parts).keys() == _weights(whole).keys()
     for name, value in _weights(whole).items():
@@ -90,7 +91,7 @@ def test_gates_and_zeros_go_together(tmp_path: Path) -> None:
     gates = {"gate": GateConfig(groups=4), "budget": BudgetConfig(mac_reduction=2.0)}
     result = train(recipe("magnitude", **gates), tmp_path, console=False)
     assert result.evaluation.counts.mac_reduction == pytest.approx(2, rel=0.03)
-    weight = load_file(tmp_path / "model.safetensors")["conv2.weight"]
+    weight = load_file(tmp_path / "model.safetensors")["features.3.weight"]
     assert float((weight == 0).float().mean()) == pytest.approx(0.5, abs=0.01)
     with pytest.raises(ConfigError, match="takes pruning by magnitude only, got 'ssl'"):
         recipe("ssl", **gates)

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal, get_args
 
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from headgate.baselines.decorrelation import Decorrelation, DecorrelationConfig, orthogonal_
@@ -109,8 +108,8 @@ class Method:
         """Around the forward pass of a training step."""
         return nullcontext()
 
-    def penalty(self) -> Float[Tensor, ""] | None:
-        """What is added to the loss of the last forward pass."""
+    def penalty(self) -> Tensor | None:
+        """What is added to the loss of the last forward pass, a scalar; None: nothing."""
         return None
 
     def after_step(self) -> None:
@@ -178,7 +177,7 @@ class _GroupLasso(_Pruning):
         if step == self.settles:
             self._settle()
 
-    def penalty(self) -> Float[Tensor, ""] | None:
+    def penalty(self) -> Tensor | None:
         return self._lasso.penalty() if self._mask is None else None
 
     def after_step(self) -> None:
@@ -215,7 +214,7 @@ class _Decorrelation(_GroupLasso):
         super().__init__(config, model, batches, steps)
         self._decorrelation = Decorrelation(model, DecorrelationConfig(weight=DECORRELATION))
 
-    def penalty(self) -> Float[Tensor, ""] | None:
+    def penalty(self) -> Tensor | None:
         lasso = super().penalty()
         return None if lasso is None else lasso + self._decorrelation.penalty()
 
@@ -243,7 +242,7 @@ class _FBS(_Pruning):
         with observe_saliencies(self.model) as self._saliencies:
             yield
 
-    def penalty(self) -> Float[Tensor, ""]:
+    def penalty(self) -> Tensor:
         return saliency_loss(self._saliencies, self.config.weight_or(1e-8))
 
     def finish(self) -> nn.Module:

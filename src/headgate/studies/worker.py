@@ -1,7 +1,7 @@
 """A process that runs trials, one after another: `python -m headgate.studies.worker`, a task in JSON on each line.
 
 A trial that dies of a signal, of memory or of a bug must not take the queue with it, and each worker has cores of its
-own, which must be said before torch is imported; so this module imports little.
+own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ def main() -> int:
     for line in sys.stdin:
         task = json.loads(line)
         os.sched_setaffinity(0, task["cores"])
-        os.environ["OMP_NUM_THREADS"] = str(len(task["cores"]))
         folder = Path(task["folder"])
         with (folder / LOG).open("a") as log:
             for stream in (sys.stdout, sys.stderr):
@@ -44,7 +43,7 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         task: recipe; folder of the run; measure (a name or None), its point, and how many images it is taken on;
-            reference, the architecture of the dense network that MACs are compared with.
+            reference, the architecture of the dense network that MACs are compared with; cores that it may use.
     Returns: figures, measured and circumstances of a `Result`.
     """
     from datetime import date
@@ -60,6 +59,7 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
     from headgate.train.loop import COUNTS, MODEL, SUMMARY
     from headgate.train.prepare import evaluation_batches
 
+    torch.set_num_threads(len(task["cores"]))  # more threads than cores wait for each other most of the time
     recipe, folder = Recipe.from_dict(task["recipe"]), Path(task["folder"])
     if not (folder / SUMMARY).exists():
         train(recipe, folder, console=False)
