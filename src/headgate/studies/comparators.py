@@ -12,7 +12,6 @@ from headgate.train import BudgetConfig
 
 __all__ = ["COMPARATORS"]
 
-REDUCTIONS = (2.0, 3.0, 4.0)
 METHODS: dict[str, dict[str, Any]] = {
     "PerforatedCNN": {"method": "perforation"},
     "PerforatedCNN, rates by layer": {"method": "perforation", "greedy": True},
@@ -32,14 +31,14 @@ def _comparators(protocol: Protocol, seeds: int) -> list[Trial]:
                 budget=BudgetConfig(mac_reduction=reduction), granularity=granularity,
             )
             for name, granularity in (("CG-fine", "activation"), ("group", "group"))
-            for reduction in REDUCTIONS
+            for reduction in protocol.reductions
         ]  # fmt: skip
         controls = [static(protocol, groups, seed) for groups in (2, 4)]
-        thin = [thinner(protocol, reduction, seed) for reduction in REDUCTIONS]
+        thin = [thinner(protocol, reduction, seed) for reduction in protocol.reductions]
         others = [
             pruned(protocol, name, reduction, seed, **options)
             for name, options in METHODS.items()
-            for reduction in REDUCTIONS
+            for reduction in protocol.reductions
         ]
         return [*gates, *controls, *thin, *others]
 

@@ -17,7 +17,7 @@ KINDS = {
     "group": "group",
     "CG-fine": "activation",
 }
-REDUCTIONS = (2.0, 3.0, 4.0)
+FURTHER = (5.0, 6.0, 7.0)
 STEERING = {"one common T": "threshold", "thresholds by layer": "penalty"}
 
 
@@ -30,7 +30,7 @@ def _gates(protocol: Protocol, seeds: int) -> list[Trial]:
                 granularity=granularity, shuffle=granularity in ("activation", "group", "channel"),
             )
             for kind, granularity in KINDS.items()
-            for reduction in REDUCTIONS
+            for reduction in protocol.reductions
         ]  # fmt: skip
 
     return [dense_trial(protocol), *over_seeds(seeds, trials)]
@@ -44,7 +44,7 @@ def _budget(protocol: Protocol, seeds: int) -> list[Trial]:
                 budget=BudgetConfig(mac_reduction=reduction, steering=steering),  # type: ignore[arg-type]
             )
             for name, steering in STEERING.items()
-            for reduction in (2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
+            for reduction in sorted({*protocol.reductions, *FURTHER})
         ]  # fmt: skip
 
     return [dense_trial(protocol), *over_seeds(seeds, trials)]

@@ -6,7 +6,7 @@ from typing import Any
 
 from headgate.studies.figures import trade_off
 from headgate.studies.protocol import Protocol
-from headgate.studies.study import TARGETS, Study, dense_trial, gated, over_seeds
+from headgate.studies.study import Study, dense_trial, gated, over_seeds
 from headgate.studies.trial import Trial
 
 __all__ = ["EPSILON", "ETA", "GROUPING"]
@@ -17,7 +17,7 @@ def _epsilon(protocol: Protocol, seeds: int) -> list[Trial]:
         return [
             gated(protocol, f"ε = {slope:g}", {"T": target}, seed, slope=slope)
             for slope in (2.0, 3.0, 4.0)
-            for target in TARGETS
+            for target in protocol.targets
         ]
 
     return [dense_trial(protocol), *over_seeds(seeds, trials)]
@@ -28,7 +28,7 @@ def _eta(protocol: Protocol, seeds: int) -> list[Trial]:
         return [
             gated(protocol, f"η = 1/{groups}", {"T": target}, seed, groups=groups)
             for groups in (4, 8, 16)
-            for target in TARGETS
+            for target in protocol.targets
         ]
 
     return [dense_trial(protocol), *over_seeds(seeds, trials)]
@@ -45,7 +45,7 @@ def _grouping(protocol: Protocol, seeds: int) -> list[Trial]:
         return [
             gated(protocol, kind, {"T": target}, seed, **options)
             for kind, options in kinds.items()
-            for target in TARGETS
+            for target in protocol.targets
         ]
 
     return [dense_trial(protocol), *over_seeds(seeds, trials)]

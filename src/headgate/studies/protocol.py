@@ -29,6 +29,8 @@ class Protocol:
         epochs: of every trial.
         lr: peak learning rate of what does not start from fresh weights.
         close_epochs: over so many epochs the gates close.
+        targets: T, where a study sweeps it; as the appendix does.
+        reductions: MAC reductions, where a study sweeps them.
         embedded: needs no data but what comes with scikit-learn.
     """
 
@@ -39,6 +41,8 @@ class Protocol:
     lr: float
     start: str | None
     close_epochs: float = 0.0
+    targets: tuple[float, ...] = (0.0, 1.0, 2.0)
+    reductions: tuple[float, ...] = (2.0, 3.0, 4.0)
     embedded: bool = False
 
     def trial(self, gate: GateConfig | None, budget: BudgetConfig | None, seed: int) -> Recipe:
@@ -60,7 +64,7 @@ def _smoke() -> Protocol:
     dense = recipes.dense(replace(recipes.get("digits-cnn"), epochs=1))
     return Protocol(
         name="smoke", title="digits, one epoch: shows that a study runs, and nothing else", dense=dense, start=DENSE,
-        epochs=1, lr=0.02, embedded=True,
+        epochs=1, lr=0.02, targets=(1.0,), reductions=(2.0,), embedded=True,
     )  # fmt: skip
 
 

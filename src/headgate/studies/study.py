@@ -16,11 +16,7 @@ from headgate.train import BudgetConfig
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["TARGETS", "Study", "dense_trial", "gated", "over_seeds", "pruned", "static", "thinner"]
-
-TARGETS = (0.0, 1.0, 2.0)
-"""T, as the appendix sweeps it."""
-
+__all__ = ["Study", "dense_trial", "gated", "over_seeds", "pruned", "static", "thinner"]
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
