@@ -8,6 +8,8 @@ from typing import Final
 
 from headgate.errors import ConfigError
 from headgate.studies.comparators import COMPARATORS
+from headgate.studies.composition import COMPOSITION
+from headgate.studies.frontier import FRONTIER
 from headgate.studies.gates import BUDGET, GATES
 from headgate.studies.hyperparameters import EPSILON, ETA, GROUPING
 from headgate.studies.looks import CORRELATION, TRAFFIC, USAGE
@@ -16,7 +18,22 @@ from headgate.studies.study import Study
 __all__ = ["STUDIES", "get_study"]
 
 STUDIES: Final[Mapping[str, Study]] = MappingProxyType(
-    {study.name: study for study in (EPSILON, ETA, GROUPING, GATES, COMPARATORS, TRAFFIC, CORRELATION, USAGE, BUDGET)}
+    {
+        study.name: study
+        for study in (
+            EPSILON,
+            ETA,
+            GROUPING,
+            GATES,
+            COMPARATORS,
+            COMPOSITION,
+            TRAFFIC,
+            CORRELATION,
+            USAGE,
+            FRONTIER,
+            BUDGET,
+        )
+    }
 )
 """In the order in which they are listed."""
 

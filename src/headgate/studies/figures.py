@@ -14,7 +14,7 @@ from headgate.plots import BLUE, DENSE, GREEN, INK, MUTED, ORANGE, PURPLE, VERMI
 from headgate.studies.store import Row, rows
 from headgate.studies.trial import Result
 
-__all__ = ["budgets", "correlations", "methods", "spread", "trade_off", "traffic"]
+__all__ = ["bars", "budgets", "correlations", "frontier", "methods", "spread", "trade_off", "traffic"]
 
 _COLOURS: Final = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, INK, MUTED)
 _MARKERS: Final = "osD^vPX"
@@ -94,7 +94,10 @@ def methods(results: Sequence[Result]) -> Figure:
             axes.axhline(errors[0], color=DENSE, linewidth=2.5, zorder=0, label=variant)
             continue
         theoretical = bool(table[0].results[0].measured)
-        reached = [_theoretical(row) if theoretical else row.mean("network_mac_reduction") for row in table]
+        reached = [
+            row.measured("theoretical_mac_reduction") if theoretical else row.mean("network_mac_reduction")
+            for row in table
+        ]
         order = np.argsort(reached)
         axes.errorbar(
             [reached[i] for i in order],
@@ -111,9 +114,68 @@ def methods(results: Sequence[Result]) -> Figure:
     return figure
 
 
-def _theoretical(row: Row) -> float:
-    measured = [result.measured["theoretical_mac_reduction"] for result in row.results if result.measured]
-    return float(np.mean(measured))
+@house_style
+def frontier(results: Sequence[Result]) -> Figure:
+    """Top-1 error against MAC reduction of the whole network, and against speed-up in the engine, batch 1 and 32.
+
+    One checkpoint at several settings of its thresholds has no markers.
+    """
+    figure = canvas(1.9 * _SIZE[0], _SIZE[1])
+    panels = figure.subplots(1, 3, sharey=True)
+    styles = itertools.count()
+    for variant, table in _curves(rows(results)).items():
+        style = _style(next(styles))
+        settings = [_settings(row) for row in table]
+        if settings[0]:
+            reached = [setting["network_mac_reduction"] for setting in settings[0]]
+            errors = [100 * (1 - setting["accuracy"]) for setting in settings[0]]
+            panels[0].plot(reached, errors, label=variant, **style | {"marker": "", "capsize": None})
+            continue
+        errors = [100 * (1 - row.mean("accuracy")) for row in table]
+        spread = [100 * row.spread("accuracy") for row in table]
+        for axes, key in zip(panels, (None, "speedup_1", "speedup_32"), strict=True):
+            places = [row.mean("network_mac_reduction") if key is None else row.measured(key) for row in table]
+            axes.errorbar(places, errors, spread, label=variant, **style)
+    for axes, label in zip(
+        panels, ("MAC reduction, whole network", "speed-up, batch 1", "speed-up, batch 32"), strict=True
+    ):
+        _times(axes, label)
+    panels[0].set_ylabel("top-1 error, %")
+    panels[0].legend()
+    _title(figure, "At equal MACs, and at equal time")
+    return figure
+
+
+def _settings(row: Row) -> list[dict[str, float]]:
+    """Of a dial; seeds are averaged."""
+    dials = [result.measured["offsets"] for result in row.results if result.measured and "offsets" in result.measured]
+    return [
+        {key: float(np.mean([setting[key] for setting in settings])) for key in settings[0]}
+        for settings in zip(*dials, strict=True)
+    ]
+
+
+@house_style
+def bars(results: Sequence[Result]) -> Figure:
+    """Top-1 accuracy of each variant, with its MAC reduction written beside it."""
+    table = rows(results)
+    figure = canvas(_SIZE[0], 0.6 + 0.36 * len(table))
+    axes = figure.add_subplot()
+    places = range(len(table), 0, -1)
+    accuracies = [100 * row.mean("accuracy") for row in table]
+    gated = [row.mean("mac_reduction") > 1 for row in table]
+    axes.barh(
+        places, accuracies, 0.7, [100 * row.spread("accuracy") for row in table],
+        color=[BLUE if one else DENSE for one in gated],
+    )  # fmt: skip
+    for place, accuracy, row in zip(places, accuracies, table, strict=True):
+        axes.text(accuracy, place, f" {accuracy:.1f} % at {row.mean('mac_reduction'):.2f}×", va="center", fontsize=8)
+    axes.set_yticks(places, [row.variant for row in table])
+    axes.set_xlim(0, 1.3 * max(accuracies))
+    axes.set_xlabel("top-1, %")
+    axes.grid(visible=False, axis="y")
+    _title(figure, "Gates together with other methods")
+    return figure
 
 
 @house_style

@@ -50,6 +50,10 @@ class Row:
         values = [result.figures[figure] for result in self.results]
         return statistics.stdev(values) if len(values) > 1 else 0.0
 
+    def measured(self, figure: str) -> float:
+        """Mean of a measured figure, over the seeds that have it."""
+        return statistics.fmean(result.measured[figure] for result in self.results if result.measured)
+
 
 def rows(results: Iterable[Result]) -> list[Row]:
     """Finished results by variant and point, in the order in which they first come."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Study", "dense_trial", "gated", "over_seeds", "pruned", "static", "thinner"]
 
+
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """A study.
@@ -78,21 +79,22 @@ def pruned(
     return Trial(variant=variant, point=point, recipe=replace(recipe, pruning=pruning), measure=measure)
 
 
-def static(protocol: Protocol, groups: int, seed: int) -> Trial:
+def static(protocol: Protocol, groups: int, seed: int, *, measure: str | None = None) -> Trial:
     """The control of every gate: it never opens. What is left is a network of grouped convolutions, shuffled."""
     config = GateConfig(groups=groups, shuffle=True)
     recipe = protocol.trial(config, BudgetConfig(forced="closed"), seed)
-    return Trial(variant="static groups", point={"reduction": float(groups)}, recipe=recipe)
+    return Trial(variant="static groups", point={"reduction": float(groups)}, recipe=recipe, measure=measure)
 
 
-def thinner(protocol: Protocol, reduction: float, seed: int) -> Trial:
+def thinner(protocol: Protocol, reduction: float, seed: int, *, measure: str | None = None) -> Trial:
     """The other control: fewer channels everywhere, from fresh weights, with the dense network as its teacher."""
     recipe = replace(protocol.trial(None, None, seed), init_from=None)
     width = recipe.architecture.width
     if width is None:
         raise ConfigError(f"a thinner network needs one of headgate's own, got {recipe.architecture.name}")
     architecture = replace(recipe.architecture, width=max(1, round(width / reduction**0.5)))
-    return Trial(variant="thinner", point={"reduction": reduction}, recipe=replace(recipe, architecture=architecture))
+    recipe = replace(recipe, architecture=architecture)
+    return Trial(variant="thinner", point={"reduction": reduction}, recipe=recipe, measure=measure)
 
 
 def over_seeds(seeds: int, trials: Callable[[int], Sequence[Trial]]) -> list[Trial]:

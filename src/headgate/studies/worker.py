@@ -63,7 +63,7 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
     from headgate.checkpoint import load
     from headgate.counting import Counts, count
     from headgate.models import Architecture
-    from headgate.studies.measure import get_measure
+    from headgate.studies.measure import Subject, get_measure
     from headgate.train import Recipe, train
     from headgate.train.loop import COUNTS, MODEL, SUMMARY
     from headgate.train.prepare import evaluation_batches
@@ -74,12 +74,11 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
         train(recipe, folder, console=False)
     summary = json.loads((folder / SUMMARY).read_text("utf-8"))
     counts = Counts.load(folder / COUNTS)
-    reference = count(
-        Architecture.from_dict(task["reference"]).build(), torch.zeros(1, *summary["input_shape"])
-    ).network_dense_macs
+    dense = Architecture.from_dict(task["reference"]).build().eval()
+    dense_macs = count(dense, torch.zeros(1, *summary["input_shape"])).network_dense_macs
     names = ("accuracy", "top5", "loss", "mac_reduction", "density", "epochs", "seconds")
     figures = {name: summary[name] for name in names} | {
-        "network_mac_reduction": reference / counts.network_executed_macs,
+        "network_mac_reduction": dense_macs / counts.network_executed_macs,
         "network_macs": counts.network_executed_macs,
         "dense_macs": counts.dense_macs,
         "additions": sum(layer.additions for layer in counts.layers),
@@ -88,9 +87,13 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
     measured = None
     if task["measure"] is not None:
         model = load(folder / MODEL)
-        measured = get_measure(task["measure"])(
-            model, lambda: evaluation_batches(model, recipe.data, limit=task["images"]), task["point"]
+        subject = Subject(
+            model=model,
+            batches=lambda: evaluation_batches(model, recipe.data, limit=task["images"]),
+            point=task["point"],
+            reference=dense,
         )
+        measured = get_measure(task["measure"])(subject)
     circumstances = {
         "date": date.fromtimestamp((folder / SUMMARY).stat().st_mtime).isoformat(),
         "cpu": machine.cpu_model(),
