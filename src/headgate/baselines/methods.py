@@ -40,7 +40,7 @@ __all__ = ["Method", "MethodName", "PruningConfig", "make_method"]
 MethodName = Literal["perforation", "ssl", "decorrelation", "fbs", "magnitude", "torch-pruning"]
 BISECTIONS: Final = 10  # halve an interval so often
 PRUNINGS: Final = 100  # in which magnitude pruning reaches its end
-DECORRELATION: Final = 5e-3  # λ of the correlation's norm, which is of the order of 1 for each layer
+DECORRELATION: Final = 0.1  # λ of the correlation's norm, of the order of 0.1 for each layer
 
 
 @dataclass(frozen=True, kw_only=True)

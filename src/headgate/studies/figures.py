@@ -40,6 +40,11 @@ def _style(index: int) -> dict[str, Any]:
     }
 
 
+def _without_caps(style: dict[str, Any]) -> dict[str, Any]:
+    """For lines without error bars."""
+    return {key: value for key, value in style.items() if key != "capsize"}
+
+
 def _times(axes: Axes, label: str) -> None:
     axes.set_xlabel(label)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
@@ -129,7 +134,7 @@ def frontier(results: Sequence[Result]) -> Figure:
         if settings[0]:
             reached = [setting["network_mac_reduction"] for setting in settings[0]]
             errors = [100 * (1 - setting["accuracy"]) for setting in settings[0]]
-            panels[0].plot(reached, errors, label=variant, **style | {"marker": "", "capsize": None})
+            panels[0].plot(reached, errors, label=variant, **_without_caps(style) | {"marker": ""})
             continue
         errors = [100 * (1 - row.mean("accuracy")) for row in table]
         spread = [100 * row.spread("accuracy") for row in table]
@@ -214,7 +219,7 @@ def correlations(results: Sequence[Result]) -> Figure:
             values = [np.mean([layers[name] for layers in measured]) for name in names]
             axes.plot(
                 range(1, len(names) + 1), values, label=f"G = {row.point['groups']}, mean {np.mean(values):.2f}",
-                **{key: value for key, value in _style(index).items() if key != "capsize"},
+                **_without_caps(_style(index)),
             )  # fmt: skip
         axes.set_xlabel("gated layer")
         axes.set_title(variant)

@@ -45,7 +45,7 @@ def _frontier(protocol: Protocol, seeds: int) -> list[Trial]:
 
 FRONTIER = Study(
     name="frontier",
-    question="at equal MACs and at equal time in the engine, which network is best? And does one checkpoint do for all?",
+    question="at equal MACs and at equal time in the engine, which network is best, and can one checkpoint do all?",
     source="our own",
     trials=_frontier,
     draw=frontier,

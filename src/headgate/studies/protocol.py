@@ -71,8 +71,8 @@ def _smoke() -> Protocol:
 def _short() -> Protocol:
     dense = recipes.dense(recipes.get("resnet20-cifar10"))
     return Protocol(
-        name="short", title="ResNet-20, 6 epochs from a dense network of 30", dense=dense,
-        start="resnet20-cifar10-dense", epochs=6, lr=0.05, close_epochs=2,
+        name="short", title="ResNet-20, 4 epochs from a dense network of 30", dense=dense,
+        start="resnet20-cifar10-dense", epochs=4, lr=0.05, close_epochs=1.5,
     )  # fmt: skip
 
 

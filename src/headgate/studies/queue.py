@@ -54,6 +54,7 @@ class Job:
 
     def task(self, trial: Trial, store: Store, cores: Sequence[int]) -> dict[str, Any]:
         """A worker's task."""
+        architecture, dense = trial.recipe.architecture, self.dense.recipe.architecture
         recipe = resolved(trial.recipe, dense=self.checkpoint(store).resolve(), source=self.source)
         return {
             "recipe": recipe.to_dict(),
@@ -61,7 +62,7 @@ class Job:
             "measure": trial.measure,
             "point": dict(trial.point),
             "images": self.images,
-            "reference": self.dense.recipe.architecture.to_dict(),
+            "reference": (dense if architecture.name == dense.name else architecture).to_dict(),
             "cores": list(cores),
         }
 

@@ -97,7 +97,7 @@ class Result:
         trial, variant, point, seed, identity, run: see `Trial`.
         failure: why it has no figures; None where it finished.
         figures: of the final network on the test split: accuracy, top5, loss; mac_reduction and density (gated
-            layers); network_mac_reduction (MACs of the protocol's dense network ÷ executed ones); network_macs
+            layers); network_mac_reduction (MACs of the dense network ÷ executed ones); network_macs
             (executed, per image), dense_macs (gated layers, per image), additions and multiplications (the gates', per
             image); epochs, seconds.
         measured: what the trial's measurement gave.
