@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import html
-import json
 from pathlib import Path
 
 import pytest
 
 from headgate.studies import STUDIES, Result, Store, get_study, rows
+from headgate.studies.extremes import CLASSES, picture
 from headgate.studies.page import write_page
 from headgate.studies.queue import Job, finish
 from headgate.studies.run import draw_study, make_job
@@ -35,6 +35,42 @@ def _finished(job: Job, store: Store, trial: Trial) -> Result:
     return finish(job, store, trial, work(task))
 
 
+def _correlations(results: list[Result]) -> None:
+    means = [result.measured["mean"] for result in results if result.measured and result.variant == "dense network"]
+    assert 1 > means[0] > means[1] > means[2] > 0  # fewer channels in the base path say less
+
+
+def _traffic(results: list[Result]) -> None:
+    saved = [result.measured["saved"] for result in results if result.measured]
+    assert len(saved) == 5
+    assert saved == sorted(saved)  # a higher bound skips more
+    assert saved[-1] > saved[0]
+
+
+def _frontier(results: list[Result]) -> None:
+    for result in results:
+        assert result.measured is not None
+        if "offsets" in result.measured:
+            reached = [setting["mac_reduction"] for setting in result.measured["offsets"]]
+            assert reached == sorted(reached)
+        else:
+            ratio = result.measured["dense_ms_1"] / result.measured["ms_1"]
+            assert result.measured["speedup_1"] == pytest.approx(ratio)
+
+
+def _usage(results: list[Result]) -> None:
+    for result in results:
+        assert result.measured is not None
+        reductions = result.measured["reductions"]
+        shown = [one["reduction"] for one in result.measured["extremes"]]
+        assert (len(reductions), len(shown)) == (64, 2 * CLASSES)
+        assert min(reductions) <= min(shown) < max(shown) <= max(reductions)
+        assert picture(result.measured["extremes"][0]["picture"]).shape == (8, 8)
+
+
+MEASURED = {"correlation": _correlations, "traffic": _traffic, "frontier": _frontier, "usage": _usage}
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_runs_and_is_drawn(name: str, store: Store) -> None:
     if name in ("comparators", "frontier"):
@@ -48,7 +84,12 @@ def test_a_study_runs_and_is_drawn(name: str, store: Store) -> None:
         (result.measured is None) == (trial.measure is None) for result, trial in zip(results, job.trials, strict=True)
     )
     assert sum(len(row.results) for row in rows(store.results(name, "smoke"))) == len(job.trials)
-    assert [path.suffix for path in draw_study(study, store, "smoke")] == [".png", ".svg"]
+    drawn = draw_study(study, store, "smoke")
+    assert [path.name for path in drawn] == [
+        f"{figure}{suffix}" for figure in study.figures for suffix in (".png", ".svg")
+    ]
+    if name in MEASURED:
+        MEASURED[name]([result for result in results if result.measured])
     assert store.missing(name, "smoke", job.trials) == []
 
     page = store.folder / f"{name}.html"
@@ -56,31 +97,3 @@ def test_a_study_runs_and_is_drawn(name: str, store: Store) -> None:
     text = html.unescape(page.read_text("utf-8"))
     assert study.source.split(":")[0] in text
     assert all(result.variant in text for result in results)
-
-
-def test_measurements_say_what_they_should(store: Store) -> None:
-    def measured(name: str) -> list[Result]:
-        results = [result for result in store.results(name, "smoke") if result.measured]
-        assert results, f"{name} must run before this test"
-        return results
-
-    for result in measured("correlation"):
-        assert result.measured is not None
-        assert 0 < result.measured["mean"] < 1
-    by_groups = [r.measured["mean"] for r in measured("correlation") if r.measured and r.variant == "dense network"]
-    assert by_groups == sorted(by_groups, reverse=True)  # fewer channels in the base path say less
-    saved = [r.measured["saved"] for r in measured("traffic") if r.measured]
-    assert saved == sorted(saved)  # a higher bound skips more
-    for result in measured("frontier"):
-        assert result.measured is not None
-        if "offsets" in result.measured:
-            reached = [setting["mac_reduction"] for setting in result.measured["offsets"]]
-            assert reached == sorted(reached)
-        else:
-            assert result.measured["speedup_1"] == pytest.approx(
-                result.measured["dense_ms_1"] / result.measured["ms_1"]
-            )
-    for result in measured("usage"):
-        assert result.measured is not None
-        assert len(result.measured["reductions"]) == 64
-    assert json.loads(measured("usage")[0].to_json())["measured"]["layers"]

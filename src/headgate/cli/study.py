@@ -87,7 +87,7 @@ class Study:
         table = rows(store.results(study.name, self.protocol))
         if table:
             console.print(_table(table))
-            console.print(f"results, table and figure: {store.study(study.name, self.protocol)}")
+            console.print(f"results, table and figures: {store.study(study.name, self.protocol)}")
         failed = [result for result in ended if not result.finished]
         if failed:
             raise ConfigError(

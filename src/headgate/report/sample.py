@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from headgate.train.data import ImageTensors
+    from headgate.workload import GateTrace
 
 Pixels = NDArray[np.uint8]
 _BATCH = 100
@@ -211,12 +212,22 @@ def decision_maps(sample: Sample, images: Sequence[int], layers: int = 4) -> lis
     body = [i for i, kernel in enumerate(kernels) if kernel == max(kernels, key=kernels.count)]  # not the shortcuts
     picks = sorted({body[round(i * (len(body) - 1) / max(layers - 1, 1))] for i in range(layers)})
     maps = [DecisionMap(name=traces[i].shape.name, size=traces[i].shape.decision_size, shares=shares[i]) for i in picks]
-    height, width = chosen.images.shape[2:]
-    weights = [part.shape.macs_dense * (1 - 1 / part.shape.groups) for part in traces]
-    total = sum(weight * upsample(share, height, width) for weight, share in zip(weights, shares, strict=True))
-    if sum(weights):
-        maps.append(DecisionMap(name="all layers", size=None, shares=np.asarray(total) / sum(weights)))
+    mean = mean_map(traces, (chosen.images.shape[2], chosen.images.shape[3]))
+    if mean is not None:
+        maps.append(DecisionMap(name="all layers", size=None, shares=mean))
     return maps
+
+
+def mean_map(traces: Sequence[GateTrace], size: tuple[int, int]) -> NDArray[np.float64] | None:
+    """Share of open decisions in each pixel, over all layers that decide pixel by pixel, each weighted by what its
+    decisions cost: (n, height, width). None where there is no such layer.
+    """
+    traces = [part for part in traces if part.shape.per_pixel and part.pixels > 1]
+    weights = [part.shape.macs_dense * (1 - 1 / part.shape.groups) for part in traces]
+    if not sum(weights):
+        return None
+    shares = (upsample(part.decisions().mean(1, dtype=np.float64), *size) for part in traces)
+    return np.asarray(sum(weight * share for weight, share in zip(weights, shares, strict=True)) / sum(weights))
 
 
 def upsample(maps: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:

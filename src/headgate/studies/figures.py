@@ -9,12 +9,27 @@ from typing import Any, Final
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-from headgate.plots import BLUE, DENSE, GREEN, INK, MUTED, ORANGE, PURPLE, VERMILION, canvas, house_style
+from headgate.plots import (
+    BLUE,
+    DENSE,
+    GREEN,
+    INK,
+    MUTED,
+    ORANGE,
+    PURPLE,
+    VERMILION,
+    canvas,
+    house_style,
+    image_grid,
+    overlay,
+)
+from headgate.studies.extremes import picture
 from headgate.studies.store import Row, rows
 from headgate.studies.trial import Result
 
-__all__ = ["bars", "budgets", "correlations", "frontier", "methods", "spread", "trade_off", "traffic"]
+__all__ = ["bars", "budgets", "correlations", "extremes", "frontier", "methods", "spread", "trade_off", "traffic"]
 
 _COLOURS: Final = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, INK, MUTED)
 _MARKERS: Final = "osD^vPX"
@@ -277,3 +292,26 @@ def spread(results: Sequence[Result]) -> Figure:
     _times(panels[-1][1], "MAC reduction of an image")
     _title(figure, "Where the work goes, by layer and by image")
     return figure
+
+
+@house_style
+def extremes(results: Sequence[Result]) -> Figure:
+    """The cheapest and the dearest image of some classes, each with where its decisions were open; of the first seed.
+
+    Networks whose decisions are for whole channels have no maps.
+    """
+    shown = [
+        (result.variant, one)
+        for result in results
+        if result.seed == results[0].seed and result.measured
+        for one in result.measured["extremes"]
+        if one["open"] is not None
+    ]
+    top = max(float(picture(one["open"]).max()) / 255 for _, one in shown)
+    cells: dict[str, list[tuple[NDArray[np.uint8], str]]] = {}
+    for variant, one in shown:
+        image = np.broadcast_to(np.atleast_3d(picture(one["picture"])), (*picture(one["picture"]).shape[:2], 3))
+        row = cells.setdefault(f"{one['label']}", [])
+        row.append((image, f"{variant}, {one['reduction']:.2f}×"))
+        row.append((overlay(image, picture(one["open"]) / 255, top), f"{one['kind']}"))
+    return image_grid(list(cells.items()), top=top)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headgate.studies.figures import correlations, spread, traffic
+from headgate.studies.figures import correlations, extremes, spread, traffic
 from headgate.studies.protocol import Protocol
 from headgate.studies.study import Study, dense_trial, gated, over_seeds
 from headgate.studies.trial import Trial
@@ -60,19 +60,19 @@ CORRELATION = Study(
     question="how much does a partial sum say about the final one?",
     source="author response, Reviewer 7, Q1: 0.86 with half of the channels",
     trials=_correlation,
-    draw=correlations,
+    figures={"correlations": correlations},
 )
 TRAFFIC = Study(
     name="traffic",
     question="what do skipped channels save of the off-chip traffic, and what do they cost?",
     source="author response, Reviewer 5, Q1: 46 % fewer accesses at 0.2 % accuracy with τ = 10 %",
     trials=_traffic,
-    draw=traffic,
+    figures={"traffic": traffic},
 )
 USAGE = Study(
     name="usage",
     question="which layers use how many channels, and how much dearer is one image than another?",
     source="author response, Figure A; appendix A.6, Figure 9: more than 2× between images",
     trials=_usage,
-    draw=spread,
+    figures={"spread": spread, "extremes": extremes},
 )

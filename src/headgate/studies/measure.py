@@ -25,6 +25,7 @@ from headgate.engine import Engine
 from headgate.errors import ConfigError, ModelError
 from headgate.exporting import export
 from headgate.nn import GateConfig, GatedConv2d, gated_layers, set_channel_bound_, shift_thresholds_
+from headgate.studies.extremes import extremes
 from headgate.studies.trial import Point
 from headgate.train import evaluate
 from headgate.train.data import Batch
@@ -143,7 +144,7 @@ def usage(subject: Subject) -> dict[str, Any]:
     """Share of input channels used by each layer, and how cost spreads over images.
 
     Returns: layers: name → share, kernel, map; reductions: MAC reduction of the gated layers for each image, rounded,
-        in the split's order; extremes: for each class the images of the largest and smallest reduction.
+        in the split's order; extremes: see `extremes`.
     Source: the author response, Figure A; appendix A.6, Figure 9.
     """
     evaluation = evaluate(subject.model, subject.batches())
@@ -151,16 +152,11 @@ def usage(subject: Subject) -> dict[str, Any]:
     if not counts.gated_layers:
         raise ModelError("usage is of a gated network, got one without gates")
     reductions = counts.dense_macs / counts.by_image().astype(np.float64)
-    labels = evaluation.labels.numpy()
-    extremes = {}
-    for label in np.unique(labels):
-        images = np.flatnonzero(labels == label)
-        order = images[np.argsort(reductions[images], kind="stable")]
-        extremes[str(label)] = {"most": int(order[-1]), "least": int(order[0])}
+    images = torch.cat([batch[0] for batch in subject.batches()])
     return {
         "layers": {record.name: _layer(record) for record in counts.by_layer() if record.shape.gated},
         "reductions": [round(float(value), 4) for value in reductions],
-        "extremes": extremes,
+        "extremes": extremes(subject.model, images, evaluation.labels.numpy(), reductions),
     }
 
 

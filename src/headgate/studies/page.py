@@ -46,14 +46,17 @@ def _section(store: Store, name: str, protocol: str) -> dict[str, Any] | None:
         return None
     table = rows(finished)
     points = list(dict.fromkeys(key for row in table for key in row.point))
-    figure = inline_svg(plots.to_svg(study.draw(finished)), f"{name}-{protocol}", f"{study.question} The table has it.")
+    figures = [
+        inline_svg(plots.to_svg(draw(finished)), f"{name}-{protocol}-{which}", f"{which}: {study.question}")
+        for which, draw in study.figures.items()
+    ]
     return {
         "id": f"{name}-{protocol}",
         "title": name,
         "question": study.question,
         "source": study.source,
         "protocol": get_protocol(protocol).title,
-        "figure": figure,
+        "figures": figures,
         "points": points,
         "rows": [_cells(row, points) for row in table],
         "failed": [(result.trial, result.failure) for result in results if not result.finished],

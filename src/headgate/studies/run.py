@@ -1,10 +1,8 @@
-"""Run a study: its missing trials, then its figure."""
+"""Run a study: its missing trials, then its figures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 from headgate.errors import ConfigError
 from headgate.files import write_atomic
@@ -15,8 +13,6 @@ from headgate.studies.study import Study
 from headgate.studies.trial import Result, Trial
 
 __all__ = ["draw_study", "make_job", "run_study"]
-
-FIGURE: Final = "figure"
 
 
 def make_job(study: Study, protocol: str, *, data: str | None, seeds: int, images: int | None = None) -> Job:
@@ -45,7 +41,7 @@ def make_job(study: Study, protocol: str, *, data: str | None, seeds: int, image
 
 
 def run_study(study: Study, job: Job, store: Store, *, jobs: int, watcher: Watcher) -> list[Result]:
-    """Run what is missing and draw the figure of what is finished.
+    """Run what is missing and draw the figures of what is finished.
 
     Returns: the results of the trials that were run now, failed ones too.
     Raises: ConfigError: another queue is on this folder; see `run_trials`. CheckpointError: a file cannot be written.
@@ -56,19 +52,19 @@ def run_study(study: Study, job: Job, store: Store, *, jobs: int, watcher: Watch
     return ended
 
 
-def draw_study(study: Study, store: Store, protocol: str) -> Sequence[Path]:
-    """Draw a study's figure from its recorded results, as PNG and SVG; nothing where none has finished.
+def draw_study(study: Study, store: Store, protocol: str) -> list[Path]:
+    """Draw a study's figures from its recorded results, as PNG and SVG; nothing where none has finished.
 
     Raises: CheckpointError: results cannot be read, or a file cannot be written.
     """
     from headgate import plots
 
     finished = [result for result in store.results(study.name, protocol) if result.finished]
-    if not finished:
-        return []
-    figure = study.draw(finished)
-    folder = store.study(study.name, protocol)
-    png, svg = folder / f"{FIGURE}.png", folder / f"{FIGURE}.svg"
-    write_atomic(png, plots.to_png(figure))
-    write_atomic(svg, plots.to_svg(figure))
-    return [png, svg]
+    written = []
+    for name, draw in study.figures.items() if finished else ():
+        figure = draw(finished)
+        for suffix, content in ((".png", plots.to_png(figure)), (".svg", plots.to_svg(figure))):
+            path = store.study(study.name, protocol) / f"{name}{suffix}"
+            write_atomic(path, content)
+            written.append(path)
+    return written

@@ -70,7 +70,7 @@ class Store:
     """A results folder.
 
     It holds `studies.json` (format, version, name of the data), `runs/` (the trained networks, shared by studies; not
-    for committing), and for each study and protocol a folder with `results.jsonl`, `results.csv` and its figure.
+    for committing), and for each study and protocol a folder with `results.jsonl`, `results.csv` and its figures.
 
     Args:
         folder: made if missing.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,14 +28,14 @@ class Study:
         question: what it answers, in a line.
         source: where the claim stands.
         trials: from a protocol and a number of seeds.
-        draw: the figure, from the finished results in the order of the trials; at least one.
+        figures: by name, each drawn from the finished results in the order of the trials; at least one result.
     """
 
     name: str
     question: str
     source: str
     trials: Callable[[Protocol, int], list[Trial]]
-    draw: Callable[[Sequence[Result]], Figure]
+    figures: Mapping[str, Callable[[Sequence[Result]], Figure]]
 
 
 def dense_trial(protocol: Protocol) -> Trial:
