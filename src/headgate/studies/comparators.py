@@ -50,5 +50,5 @@ COMPARATORS = Study(
     question="is a gated network better than one pruned by another method, at the same MACs?",
     source="author response, Table A: PerforatedCNN, SSL (Wen et al.), decorrelation (Zhu et al.); the rest is our own",
     trials=_comparators,
-    figures={"methods": methods},
+    figures={"error-against-macs": methods},
 )

@@ -65,5 +65,5 @@ COMPOSITION = Study(
     question="do gates go together with weight pruning, with other networks, with distillation?",
     source="author response, Reviewer 5, Q1 (weight pruning), main paper's Table 1 (binary networks, MobileNet)",
     trials=_composition,
-    figures={"bars": bars},
+    figures={"accuracy": bars},
 )

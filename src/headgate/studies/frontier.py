@@ -48,5 +48,5 @@ FRONTIER = Study(
     question="at equal MACs and at equal time in the engine, which network is best, and can one checkpoint do all?",
     source="our own",
     trials=_frontier,
-    figures={"frontier": frontier},
+    figures={"error-against-macs-and-time": frontier},
 )

@@ -55,12 +55,12 @@ GATES = Study(
     question="what should one decision be for, and be made from?",
     source="appendix A.5, Table 5: ℓ1-norm 8.19 %, FC 6.50 %, CG-coarse 6.40 %, CG-fine 5.44 % error at 4.0 to 5.5×",
     trials=_gates,
-    figures={"trade-off": trade_off},
+    figures={"error-against-macs": trade_off},
 )
 BUDGET = Study(
     name="budget",
     question="does training end at the MAC reduction that was named, and what does one common T cost?",
     source="our own",
     trials=_budget,
-    figures={"budgets": budgets},
+    figures={"budget": budgets},
 )

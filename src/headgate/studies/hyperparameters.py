@@ -56,19 +56,19 @@ EPSILON = Study(
     question="how steep should the surrogate gradient be?",
     source="appendix A.1, Figure 7a: ε = 2 trades best",
     trials=_epsilon,
-    figures={"trade-off": trade_off},
+    figures={"error-against-macs": trade_off},
 )
 ETA = Study(
     name="eta",
     question="how many channels should the base path see?",
     source="appendix A.1, Figure 7b: a smaller η trades better at lower savings",
     trials=_eta,
-    figures={"trade-off": trade_off},
+    figures={"error-against-macs": trade_off},
 )
 GROUPING = Study(
     name="grouping",
     question="what do channel grouping and shuffle bring?",
     source="appendix A.4, Figure 8: grouping +0.84 %, shuffle +0.23 % at 5×; author response, Reviewer 7, Q2",
     trials=_grouping,
-    figures={"trade-off": trade_off},
+    figures={"error-against-macs": trade_off},
 )

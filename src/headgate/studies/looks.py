@@ -60,7 +60,7 @@ CORRELATION = Study(
     question="how much does a partial sum say about the final one?",
     source="author response, Reviewer 7, Q1: 0.86 with half of the channels",
     trials=_correlation,
-    figures={"correlations": correlations},
+    figures={"correlation": correlations},
 )
 TRAFFIC = Study(
     name="traffic",
@@ -74,5 +74,5 @@ USAGE = Study(
     question="which layers use how many channels, and how much dearer is one image than another?",
     source="author response, Figure A; appendix A.6, Figure 9: more than 2× between images",
     trials=_usage,
-    figures={"spread": spread, "extremes": extremes},
+    figures={"usage": spread, "extremes": extremes},
 )

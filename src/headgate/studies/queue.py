@@ -100,7 +100,7 @@ class _Worker:
         if self._process is None or self._process.poll() is not None:
             self._close()
             self._process = subprocess.Popen(
-                WORKER,
+                (*WORKER, str(os.getpid())),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""A process that runs trials, one after another: `python -m headgate.studies.worker`, a task in JSON on each line.
+"""A process that runs trials: `python -m headgate.studies.worker QUEUE`, a task in JSON on each line of its input.
 
 A trial that dies of a signal, of memory or of a bug must not take the queue with it, and each worker has cores of its
 own.
@@ -27,9 +27,12 @@ _PR_SET_PDEATHSIG: Final = 1  # of prctl(2)
 def main() -> int:
     """Work until there are no more tasks. Returns the exit code: 0, or 130 when interrupted.
 
-    A queue that is killed takes its workers along, which save their states: the next one finds the runs free.
+    A queue that is killed takes its workers along, which save their states: the next one finds the runs free. QUEUE is
+    its process, which may be gone already.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(sys.argv[1]):
+        return 130
     for line in sys.stdin:
         task = json.loads(line)
         os.sched_setaffinity(0, task["cores"])
