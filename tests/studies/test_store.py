@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,3 +100,18 @@ def test_a_damaged_line_is_named_and_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"results\.jsonl cannot be read"):
         store.record(result(TRIALS[1]), TRIALS)
     assert path.read_bytes() == before
+
+
+def test_on_a_full_disk_what_is_finished_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path, "digits")
+    store.record(result(TRIALS[0]), TRIALS)
+    folder = store.study("grouping", "smoke")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        store.record(result(TRIALS[1]), TRIALS)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
