@@ -15,12 +15,11 @@ from headgate.train import BudgetConfig
 
 __all__ = ["COMPOSITION"]
 
-REDUCTION = 3.0
 ZEROS = (2.0, 4.0)  # weights ÷ weights that are not zero
 
 
 def _composition(protocol: Protocol, seeds: int) -> list[Trial]:
-    budget = BudgetConfig(mac_reduction=REDUCTION)
+    budget = BudgetConfig(mac_reduction=protocol.reductions[-1])
 
     def trials(seed: int) -> list[Trial]:
         gate = gated(protocol, "gated", {}, seed, budget=budget)
@@ -51,8 +50,8 @@ def _from_scratch(protocol: Protocol, name: str, architecture: str, seed: int) -
         ),
     )  # fmt: skip
     gate = replace(
-        dense, gate=GateConfig(groups=8, shuffle=True),
-        budget=BudgetConfig(mac_reduction=REDUCTION, close_epochs=protocol.close_epochs),
+        dense, gate=GateConfig(groups=protocol.groups, shuffle=True),
+        budget=BudgetConfig(mac_reduction=protocol.reductions[-1], close_epochs=protocol.close_epochs),
     )  # fmt: skip
     return [
         Trial(variant=name, point={}, recipe=dense),

@@ -29,6 +29,8 @@ class Protocol:
         epochs: of every trial.
         lr: peak learning rate of what does not start from fresh weights.
         close_epochs: over so many epochs the gates close.
+        groups: G, where a study does not sweep it; the paper's is 8, whose base path would be two channels wide in a
+            ResNet-20.
         targets: T, where a study sweeps it; as the appendix does.
         reductions: MAC reductions, where a study sweeps them.
         embedded: needs no data but what comes with scikit-learn.
@@ -41,6 +43,7 @@ class Protocol:
     lr: float
     start: str | None
     close_epochs: float = 0.0
+    groups: int = 8
     targets: tuple[float, ...] = (0.0, 1.0, 2.0)
     reductions: tuple[float, ...] = (2.0, 3.0, 4.0)
     embedded: bool = False
@@ -74,7 +77,7 @@ def _short() -> Protocol:
     )
     return Protocol(
         name="short", title="ResNet-20, 2 epochs from a dense network of 30, which is also the teacher", dense=dense,
-        start="resnet20-cifar10-dense", epochs=2, lr=0.05, close_epochs=0.75,
+        start="resnet20-cifar10-dense", epochs=2, lr=0.05, close_epochs=0.75, groups=4, reductions=(2.0, 2.5, 3.0),
     )  # fmt: skip
 
 

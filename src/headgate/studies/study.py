@@ -57,9 +57,9 @@ def gated(
 
     Args:
         budget: None: a threshold target of `point["T"]`.
-        gate: of its `GateConfig`, beyond the paper's: eight groups, shuffled, one decision for each activation.
+        gate: of its `GateConfig`, beyond the protocol's groups, shuffled, and one decision for each activation.
     """
-    config = GateConfig(**({"groups": 8, "shuffle": True} | gate))
+    config = GateConfig(**({"groups": protocol.groups, "shuffle": True} | gate))
     budget = budget or BudgetConfig(target=float(point["T"]))
     return Trial(variant=variant, point=point, recipe=protocol.trial(config, budget, seed), measure=measure)
 
