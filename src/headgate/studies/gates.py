@@ -17,7 +17,6 @@ KINDS = {
     "group": "group",
     "CG-fine": "activation",
 }
-BUDGETS = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0)  # all below the 8 that closed gates give
 STEERING = {"one common T": "threshold", "thresholds by layer": "penalty"}
 
 
@@ -44,7 +43,7 @@ def _budget(protocol: Protocol, seeds: int) -> list[Trial]:
                 budget=BudgetConfig(mac_reduction=reduction, steering=steering), groups=8,  # type: ignore[arg-type]
             )
             for name, steering in STEERING.items()
-            for reduction in BUDGETS
+            for reduction in protocol.budgets
         ]  # fmt: skip
 
     return [dense_trial(protocol), *over_seeds(seeds, trials)]

@@ -33,6 +33,7 @@ class Protocol:
             ResNet-20.
         targets: T, where a study sweeps it; as the appendix does.
         reductions: MAC reductions, where a study sweeps them.
+        budgets: the same, of eight groups, where it asks whether they are reached.
         embedded: needs no data but what comes with scikit-learn.
     """
 
@@ -46,6 +47,7 @@ class Protocol:
     groups: int = 8
     targets: tuple[float, ...] = (0.0, 1.0, 2.0)
     reductions: tuple[float, ...] = (2.0, 3.0, 4.0)
+    budgets: tuple[float, ...] = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
     embedded: bool = False
 
     def trial(self, gate: GateConfig | None, budget: BudgetConfig | None, seed: int) -> Recipe:
@@ -67,7 +69,7 @@ def _smoke() -> Protocol:
     dense = recipes.dense(replace(recipes.get("digits-cnn"), epochs=1))
     return Protocol(
         name="smoke", title="digits, one epoch: shows that a study runs, and nothing else", dense=dense, start=DENSE,
-        epochs=1, lr=0.02, targets=(1.0,), reductions=(2.0,), embedded=True,
+        epochs=1, lr=0.02, targets=(1.0,), reductions=(2.0,), budgets=(3.0,), embedded=True,
     )  # fmt: skip
 
 
