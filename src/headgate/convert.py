@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
 from headgate.errors import ConfigError, ModelError
-from headgate.graph import ConvSite, conv_sites, norm_activation, norm_obstacle
+from headgate.graph import ConvSite, conv_sites, find_layer, find_norm, near_names, norm_activation
 from headgate.nn.config import GateConfig
 from headgate.nn.control import gated_layers
 from headgate.nn.gated_conv import GatedConv2d
@@ -185,15 +184,11 @@ def _check_patterns(config: GateConfig, names: list[str], model: nn.Module) -> N
             if any(name.startswith(f"{pattern}.") for name in names):
                 hint = f"it holds convolutions: write {pattern + '.*'!r}"
             else:
-                near = _near(pattern, names)
+                near = near_names(pattern, names)
                 hint = f"near it: {near}" if near else f"convolutions are named like {', '.join(map(repr, names[:3]))}"
             raise ConfigError(
                 f"{option} must name convolutions of {type(model).__name__}, got {pattern!r} that matches none; {hint}"
             )
-
-
-def _near(name: str, names: Iterable[str]) -> str:
-    return ", ".join(map(repr, difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)))
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
@@ -363,31 +358,11 @@ def apply_structure_(model: nn.Module, structure: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"structure must be what gated_structure returns, got one that fails with {error!r}"
         ) from error
-    modules = dict(model.named_modules())
     replacements = []
     for name, norm_name, two_sided in wanted:
-        conv = _find(modules, name, nn.Conv2d, "a Conv2d", model)
-        norm = None
-        if norm_name is not None:
-            norm = _find(modules, norm_name, (nn.BatchNorm2d, nn.SyncBatchNorm), "a BatchNorm2d", model)
-            if norm_obstacle(norm):
-                raise ModelError(f"{norm_name!r} must be a norm that gating can take over: {norm_obstacle(norm)}")
+        conv = find_layer(model, name, nn.Conv2d, "a Conv2d")
+        norm = None if norm_name is None else find_norm(model, norm_name)
         replacements.append(_Replacement.of(conv, norm, layers[name][0], two_sided))
     _replace_all(model, replacements)
     for name, layer in gated_layers(model).items():
         layer.gate.forced = forced.get(name)
-
-
-def _find(
-    modules: Mapping[str, nn.Module], name: str, kind: type | tuple[type, ...], described: str, model: nn.Module
-) -> nn.Module:
-    module = modules.get(name)
-    if module is None:
-        near = _near(name, (n for n, m in modules.items() if isinstance(m, kind)))
-        raise ModelError(
-            f"model must have {described} named {name!r}, got {type(model).__name__} without it"
-            f"{f'; near it: {near}' if near else ''}; build the model that was saved"
-        )
-    if not isinstance(module, kind):
-        raise ModelError(f"{name!r} must be {described}, got {type(module).__name__}; build the model that was saved")
-    return module

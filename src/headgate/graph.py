@@ -6,11 +6,12 @@ or why it cannot be gated. Nothing here changes the model.
 
 from __future__ import annotations
 
+import difflib
 import operator
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import fx, nn
@@ -18,8 +19,11 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
+from headgate.errors import ModelError
 from headgate.nn.gated_conv import GatedConv2d
 from headgate.tracing import evaluation_mode, placed, trace
+
+_Layer = TypeVar("_Layer", bound=nn.Module)
 
 _UNITS = frozenset(("relu", "relu6", "leakyrelu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "quickgelu"))
 ONE_SIDED = _UNITS | {"silu", "swish", "mish", "softplus", "hardswish", "hardmish"}
@@ -310,3 +314,42 @@ def conv_sites(model: nn.Module, example_input: Any = None) -> tuple[ConvSite, .
             obstacle = untraced if leaf else "not reached by the forward pass in evaluation mode"
             sites.append(ConvSite(name=name, conv=module, obstacle=obstacle))
     return tuple({site.name: site for site in reversed(sites)}.values())[::-1]
+
+
+# ------------------------------------------------------------------------------------------------------------- by name
+
+
+def find_layer(model: nn.Module, name: str, kind: type[_Layer] | tuple[type[_Layer], ...], described: str) -> _Layer:
+    """The layer of that name.
+
+    Args:    described: the kind, for the message.
+    Raises:  ModelError: it is missing (near matches are listed), or is of another kind.
+    """
+    try:
+        module = model.get_submodule(name)
+    except AttributeError as error:
+        near = near_names(name, (n for n, m in model.named_modules() if isinstance(m, kind)))
+        raise ModelError(
+            f"model must have {described} named {name!r}, got {type(model).__name__} without it"
+            f"{f'; near it: {near}' if near else ''}; build the model that was saved"
+        ) from error
+    if not isinstance(module, kind):
+        raise ModelError(f"{name!r} must be {described}, got {type(module).__name__}; build the model that was saved")
+    return module
+
+
+def find_norm(model: nn.Module, name: str) -> nn.BatchNorm2d | nn.SyncBatchNorm:
+    """The norm of that name, which a gated convolution is to take over.
+
+    Raises: ModelError: it is missing, no batch norm, or cannot be taken over.
+    """
+    norm = find_layer(model, name, (nn.BatchNorm2d, nn.SyncBatchNorm), "a BatchNorm2d")
+    assert isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))  # which mypy joins to their common base
+    if norm_obstacle(norm):
+        raise ModelError(f"{name!r} must be a norm that gating can take over: {norm_obstacle(norm)}")
+    return norm
+
+
+def near_names(name: str, names: Iterable[str]) -> str:
+    """The names that a misspelt one may mean, for a message."""
+    return ", ".join(map(repr, difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)))

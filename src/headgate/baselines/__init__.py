@@ -1,5 +1,6 @@
 """The pruning methods that channel gating is compared with."""
 
+from headgate.baselines.branches import without_layers
 from headgate.baselines.conversion import Conversion, ConvertedLayer
 from headgate.baselines.decorrelation import Decorrelation, DecorrelationConfig, orthogonal_
 from headgate.baselines.fbs import FBSConv2d, fbs_, fbs_layers, observe_saliencies, saliency_loss, set_density_
@@ -9,6 +10,7 @@ from headgate.baselines.perforation import PerforatedConv2d, perforate_, perfora
 from headgate.baselines.perforation_rates import choose_rates
 from headgate.baselines.removal import Removal, remove
 from headgate.baselines.ssl import GroupLasso, SSLConfig, ZeroMask, shape_macs
+from headgate.baselines.structure import apply_pruned_structure_, pruned_structure
 from headgate.baselines.torch_pruning import GroupSparsity, prune
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "SSLConfig",
     "TheoreticalMacs",
     "ZeroMask",
+    "apply_pruned_structure_",
     "choose_rates",
     "fbs_",
     "fbs_layers",
@@ -38,9 +41,11 @@ __all__ = [
     "perforate_",
     "perforated_layers",
     "prune",
+    "pruned_structure",
     "remove",
     "saliency_loss",
     "set_density_",
     "shape_macs",
     "theoretical_macs",
+    "without_layers",
 ]

@@ -129,18 +129,22 @@ def as_graph(model: nn.Module, example_input: Any) -> fx.GraphModule:
     Args:    example_input: a batch, or a tuple of positional inputs; used where the code depends on shapes.
     Raises:  ModelError: the model is gated, or cannot be traced.
     """
+    return graph_over(copy.deepcopy(model), example_input)
+
+
+def graph_over(model: nn.Module, example_input: Any) -> fx.GraphModule:
+    """The same over the model's own layers: what is done to one's is done to the other's."""
     if any(isinstance(module, GatedConv2d) for module in model.modules()):
         raise ModelError(f"model must be dense, got a gated {type(model).__name__}")
-    own = copy.deepcopy(model)
-    with evaluation_mode(own):
+    with evaluation_mode(model):
         try:
-            graph = trace(own)  # without values first: the batch's size stays a node, not a number
+            graph = trace(model)  # without values first: the batch's size stays a node, not a number
         except ModelError:
-            graph = trace(own, placed(own, example_input))
-        traced = fx.GraphModule(own, graph, type(model).__name__)
+            graph = trace(model, placed(model, example_input))
+        traced = fx.GraphModule(model, graph, type(model).__name__)
     traced.training = model.training
-    if hasattr(own, "preprocess"):
-        traced.preprocess = own.preprocess
+    if hasattr(model, "preprocess"):
+        traced.preprocess = model.preprocess
     return traced
 
 

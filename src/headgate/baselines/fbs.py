@@ -101,7 +101,7 @@ class FBSConv2d(GatedConv2d):
 
     Args:
         conv: the dense convolution; weight and bias are taken over.
-        norm: the batch norm behind it, of which the scale is frozen.
+        norm: the batch norm behind it, of which the scale is frozen; put `absorbed[0]` in its place.
         density: share of the channels that are computed; k = ⌈density · c_out⌉.
     Raises: ConfigError: a density outside (0, 1]. ShapeError: the convolution does not pad with zeros.
     """
@@ -118,6 +118,7 @@ class FBSConv2d(GatedConv2d):
         ones = torch.ones(self.out_channels)
         self.gate = TopChannelsGate(self.in_channels, ones if scale is None else scale, config)
         self.gate.to(device=conv.weight.device, dtype=conv.weight.dtype).train(conv.training)
+        self.absorbed = (nn.Identity().train(norm.training),)
         self.set_density_(density)
 
     def set_density_(self, density: float) -> None:
@@ -187,7 +188,7 @@ def fbs_(
             assert isinstance(site.conv, nn.Conv2d)
             assert isinstance(site.norm, nn.BatchNorm2d | nn.SyncBatchNorm)
             new = FBSConv2d(site.conv, site.norm, density)
-            replacements |= {site.conv: new, site.norm: nn.Identity()}
+            replacements |= {site.conv: new, site.norm: new.absorbed[0]}
             note = f"computes {new.gate.active} of {new.out_channels} channels"
         layers.append(ConvertedLayer(name=site.name, converted=not obstacle, note=note))
     swap_(model, replacements)

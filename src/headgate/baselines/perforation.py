@@ -48,7 +48,8 @@ class PerforatedConv2d(nn.Module):
         source: (height, width) the place in the flattened output map that each position is copied from. Its own where
             it is computed. Part of the state.
         conv: the convolution of the patches, laid side by side; its stride is its kernel.
-    Raises: ShapeError: `conv` does not pad with zeros, `source` does not fit, or an input is of another size.
+    Raises: ShapeError: `conv` does not pad with zeros, `in_size` or `source` does not fit it, or an input is of another
+        size.
     """
 
     source: Tensor
@@ -79,13 +80,18 @@ class PerforatedConv2d(nn.Module):
             (size + sum(margin) - extent) // step + 1
             for size, margin, extent, step in zip(in_size, margins, reach, conv.stride, strict=True)
         )
+        if min(height, width) < 1:
+            raise ShapeError(f"in_size must be at least the kernel's reach {tuple(reach)}, got {in_size}")
         self.out_size = (height, width)
         places = torch.arange(height * width, device=conv.weight.device)
         self.register_buffer("source", places.view(height, width))
         self.register_load_state_dict_post_hook(_reindex)  # type: ignore[no-untyped-call]
         for name in ("_sources", "_taps", "_copies"):  # buffers, so that a traced forward finds them
             self.register_buffer(name, places, persistent=False)
-        self.copy_from_(self.source if source is None else source)
+        if source is None:
+            self._index()
+        else:
+            self.copy_from_(source)
         self.train(conv.training)
 
     @property
@@ -101,19 +107,25 @@ class PerforatedConv2d(nn.Module):
     def copy_from_(self, source: Int64[Tensor, "h w"]) -> None:
         """Change which positions are computed, and which of them the others copy.
 
-        Raises: ShapeError: it is not of this output's size, or copies from a position that is not computed.
+        Raises: ShapeError: see `require_source`.
         """
+        self.require_source(source)
+        self.source.copy_(source)
+        self._index()
+
+    def require_source(self, source: Int64[Tensor, "h w"]) -> None:
+        """Raises ShapeError: it is not of this output's size, or copies from a position that is not computed."""
         if source.shape != self.out_size:
             raise ShapeError(f"source must have the output's size {self.out_size}, got {tuple(source.shape)}")
         flat = source.flatten()
         inside = int(flat.min()) >= 0 and int(flat.max()) < self.positions
         if not (inside and torch.equal(flat[flat], flat)):
             raise ShapeError("source must name computed positions, which are their own source, got others")
-        self.source.copy_(source)
-        self._index()
 
     def _index(self) -> None:
         """What `source` implies: the taps to gather from the padded input, and which patch each output copies."""
+        if self.source.is_meta:
+            return  # positions come with the weights
         computed = self._own().nonzero().flatten()
         patch = torch.empty_like(self.source).flatten()
         patch[computed] = torch.arange(len(computed), device=computed.device)

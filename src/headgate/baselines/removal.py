@@ -12,6 +12,7 @@ would make every baseline need a package that only one of them is about.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, fx, nn
 
-from headgate.baselines.channels import Channels, Layer, Space, as_graph, find_channels
+from headgate.baselines.branches import drop_branch_, layer_names, without_layers
+from headgate.baselines.channels import Channels, Layer, Space, find_channels, graph_over
+from headgate.models import identify
+from headgate.tracing import evaluation_mode, placed
 
 __all__ = ["Removal", "remove"]
 
@@ -30,13 +34,17 @@ class Removal:
     """What `remove` made.
 
     Attributes:
-        model: the smaller network: plain convolutions, norms and linear layers under their old names.
+        model: the smaller network: plain convolutions, norms and linear layers under their old names. It is of the
+            class that it was, with `architecture` and `preprocess`; or a `torch.fx.GraphModule` where a branch was
+            dropped. Either can be saved and loaded. Where the class has layers that run in training only, or its own
+            code counts on the old channels, it is a GraphModule without an `architecture`, which loads only into one
+            that was made alike.
         channels: of each layer that is left, its output channels before and after.
         dropped: layers of residual branches that added nothing, and went altogether.
         kept: layers whose outputs all had to stay whatever they carry, each with the reason.
     """
 
-    model: fx.GraphModule
+    model: nn.Module
     channels: dict[str, tuple[int, int]]
     dropped: tuple[str, ...]
     kept: dict[str, str]
@@ -62,7 +70,8 @@ def remove(model: nn.Module, example_input: Any) -> Removal:
     Raises: ModelError: the model is gated or cannot be traced, or `example_input` does not fit it.
     Source: our own; what Wen et al. (2016, section 3) leave to the implementation.
     """
-    smaller, dropped = _without_branches(model, example_input)
+    own = copy.deepcopy(model)
+    smaller, dropped = _without_branches(own, example_input)
     found = find_channels(smaller, example_input)
     gone = _choose(found)
     channels, kept = {}, {}
@@ -76,50 +85,46 @@ def remove(model: nn.Module, example_input: Any) -> Removal:
         _cut_layer_(module, layer, gone[layer.reads.root], gone[space])
     for name, space in found.norms.items():
         _cut_norm_(smaller.get_submodule(name), ~gone[space.root])
-    return Removal(model=smaller, channels=channels, dropped=dropped, kept=kept)
+    rebuilt = _as_its_builder_has_it(own, smaller, dropped, example_input)
+    architecture = identify(model)
+    if rebuilt is not None and architecture is not None:
+        rebuilt.architecture = architecture  # type: ignore[assignment]  # nn.Module's attributes are tensors to mypy
+    return Removal(model=smaller if rebuilt is None else rebuilt, channels=channels, dropped=dropped, kept=kept)
 
 
-# ------------------------------------------------------------------------------------------------------------- branches
+# --------------------------------------------------------------------------------------------------------------- model
 
 
 def _without_branches(model: nn.Module, example_input: Any) -> tuple[fx.GraphModule, tuple[str, ...]]:
-    """A copy whose sums have no operand that is always zero, and the layers that went."""
-    smaller = as_graph(model, example_input)
-    before = _layers(smaller)
-    while _drop_branch_(smaller.graph, find_channels(smaller, example_input).zeros):
-        smaller.delete_all_unused_submodules()
-        smaller.recompile()
-    left = _layers(smaller)
+    """The model as its graph, whose sums have no operand that is always zero, and the layers that went."""
+    smaller = graph_over(model, example_input)
+    before = layer_names(smaller)
+    while drop_branch_(smaller, find_channels(smaller, example_input).zeros):
+        pass
+    left = layer_names(smaller)
     return smaller, tuple(name for name in before if name not in left)
 
 
-def _layers(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+def _as_its_builder_has_it(
+    model: nn.Module, smaller: fx.GraphModule, dropped: tuple[str, ...], example_input: Any
+) -> nn.Module | None:
+    """What a checkpoint can rebuild: the model, over whose layers the graph is, or that without the dropped ones.
 
-
-def _drop_branch_(graph: fx.Graph, zeros: Mapping[str, str]) -> bool:
-    """Take one operand that is always zero out of a sum; False where there is none."""
-    order = {node: place for place, node in enumerate(graph.nodes)}
-    for add in order:
-        if add.name not in zeros:
-            continue
-        zero, other = sorted(add.all_input_nodes, key=lambda operand: operand.name != zeros[add.name])
-        if any(order[user] > order[add] for user in other.users):
-            continue  # what follows the sum may write over it, and would then write over this
-        add.replace_all_uses_with(other)
-        graph.erase_node(add)
-        _erase_unread_(graph, zero)
-        return True
-    return False
-
-
-def _erase_unread_(graph: fx.Graph, node: fx.Node) -> None:
-    """Erase a node that nothing reads, and whatever only it read."""
-    if not node.users and node.op != "placeholder":
-        operands = node.all_input_nodes
-        graph.erase_node(node)
-        for operand in operands:
-            _erase_unread_(graph, operand)
+    Returns: None where that is another network than the graph: it has layers that run in training only, which were not
+        cut, or code of its own that counts on the old channels.
+    """
+    outputs = []
+    try:
+        rebuilt = without_layers(model, dropped) if dropped else model
+        if {*layer_names(rebuilt)} != {*layer_names(smaller)}:
+            return None
+        for network in (smaller, rebuilt):
+            with evaluation_mode(network):
+                outputs.append(network(*placed(network, example_input)))
+        torch.testing.assert_close(*outputs)
+    except Exception:  # whatever such code raises
+        return None
+    return rebuilt
 
 
 # ------------------------------------------------------------------------------------------------------------- channels

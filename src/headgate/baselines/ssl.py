@@ -20,12 +20,13 @@ from typing import Any, Final, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
+from headgate.baselines.branches import residual_sums
 from headgate.baselines.channels import as_graph, weight_by_group
 from headgate.counting import Counts
 from headgate.errors import ConfigError, ModelError
-from headgate.graph import conv_sites, is_residual_add
+from headgate.graph import conv_sites
 from headgate.nn.config import require_finite
 
 __all__ = [
@@ -203,22 +204,17 @@ def residual_branches(model: nn.Module, example_input: Any) -> tuple[tuple[str, 
 
     Raises: ModelError: the model is gated or cannot be traced.
     """
-    traced = as_graph(model, example_input)
-    behind: dict[fx.Node, frozenset[fx.Node]] = {}  # what each node is computed from, itself among it
-    branches = []
-    for node in traced.graph.nodes:
-        behind[node] = frozenset({node}).union(*(behind[operand] for operand in node.all_input_nodes))
-        if is_residual_add(node):
-            left, right = (behind[operand] for operand in node.all_input_nodes)
-            shortcut, branch = sorted((_convs(traced, left - right), _convs(traced, right - left)), key=len)
-            if len(shortcut) < len(branch):
-                branches.append(branch)
+    traced, branches = as_graph(model, example_input), []
+    for _, operands in residual_sums(traced):
+        convs = [tuple(name for name in names if _is_conv(traced, name)) for names in operands.values()]
+        shortcut, branch = sorted(convs, key=len)
+        if len(shortcut) < len(branch):
+            branches.append(branch)
     return tuple(branches)
 
 
-def _convs(traced: fx.GraphModule, nodes: frozenset[fx.Node]) -> tuple[str, ...]:
-    calls = [str(node.target) for node in traced.graph.nodes if node in nodes and node.op == "call_module"]
-    return tuple(name for name in calls if isinstance(traced.get_submodule(name), nn.Conv2d))
+def _is_conv(model: nn.Module, name: str) -> bool:
+    return isinstance(model.get_submodule(name), nn.Conv2d)
 
 
 # -------------------------------------------------------------------------------------------------------- after zeroing

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from headgate.baselines.channels import as_graph, find_channels
 from headgate.counting import count
 from headgate.errors import BackendError, ConfigError, ModelError
+from headgate.models import identify
 from headgate.nn.config import require_finite
 
 __all__ = ["GroupSparsity", "Method", "prune"]
@@ -25,7 +26,7 @@ STEPS: Final = 100  # each removes that share of the channels, so that the reduc
 
 
 def prune(model: nn.Module, example_input: Tensor, *, mac_reduction: float, method: Method = "group-l2") -> nn.Module:
-    """A copy with the least important channels of the whole network removed, for fine-tuning.
+    """A copy with the least important channels of the whole network removed, for fine-tuning; it can be saved.
 
     Args:
         model: dense. It is left as it is.
@@ -44,9 +45,9 @@ def prune(model: nn.Module, example_input: Tensor, *, mac_reduction: float, meth
         raise ConfigError(f"mac_reduction must be > 1, got {mac_reduction}")
     if method not in get_args(Method):
         raise ConfigError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
-    pruned = copy.deepcopy(model)
-    if hasattr(pruned, "architecture"):
-        del pruned.architecture  # it names a network of other sizes
+    pruned, architecture = copy.deepcopy(model), identify(model)
+    if architecture is not None:
+        pruned.architecture = architecture  # type: ignore[assignment]  # nn.Module's attributes are tensors to mypy
     pruner = _pruner(pruned, example_input, method)
     before = reached = count(pruned, example_input).network_dense_macs
     for _ in range(STEPS):

@@ -1,4 +1,9 @@
-"""One safetensors file that says by itself how to build the model that it holds."""
+"""One safetensors file that says by itself how to build the model that it holds.
+
+How a network is pruned came later than format 1 and did not change its number: a file without that entry is one of a
+network that is not pruned, and a headgate that does not know the entry finds other names or shapes in the weights than
+in the dense network that it builds, and says so.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +18,15 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from headgate.baselines import (
+    FBSConv2d,
+    apply_pruned_structure_,
+    perforated_layers,
+    pruned_structure,
+    without_layers,
+)
 from headgate.checkpoint.preprocess import Preprocess
-from headgate.checkpoint.skeleton import identify_dense, skeleton, unwrapped
+from headgate.checkpoint.skeleton import blank, identify_dense, skeleton, unwrapped
 from headgate.convert import apply_structure_, gated_structure
 from headgate.errors import CheckpointError, ConfigError, HeadgateError
 from headgate.files import write_atomic
@@ -34,7 +46,9 @@ class CheckpointInfo:
         model: class name of the network.
         architecture: how to build it, as `headgate.models.Architecture.from_dict` takes it; None where headgate did
             not know.
-        structure: how it is gated, see `headgate.convert.gated_structure`; None for a dense one.
+        structure: how it is gated, see `headgate.convert.gated_structure`; None for one without gates.
+        pruned: how it is pruned, see `headgate.baselines.pruned_structure`; None for one that is not, or where only
+            weights are zero.
         preprocess: what its inputs go through, where known.
         metadata: whatever `save` was given.
         aliases: names of tensors that share another's storage, and that other's name.
@@ -44,6 +58,7 @@ class CheckpointInfo:
     model: str
     architecture: Mapping[str, Any] | None
     structure: Mapping[str, Any] | None
+    pruned: Mapping[str, Any] | None
     preprocess: Preprocess | None
     metadata: Mapping[str, Any]
     aliases: Mapping[str, str]
@@ -56,8 +71,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[st
     """Write a model to one safetensors file, whole or not at all.
 
     Beside the weights it holds the architecture (where the model is headgate's, torchvision's or timm's), where the
-    gates are, `model.preprocess` where it is a `Preprocess`, and `metadata`. Wrappers (distribution, torch.compile)
-    are left out.
+    gates are, how the baselines pruned it, `model.preprocess` where it is a `Preprocess`, and `metadata`. Wrappers
+    (distribution, torch.compile) are left out.
 
     Args:
         metadata: anything JSON can hold: accuracy, the recipe, …
@@ -68,14 +83,14 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[st
     """
     model = unwrapped(model)
     tensors, aliases = _storable(model, path)
-    structure = gated_structure(model) if gated_layers(model) else None
-    architecture = identify(model) or (identify_dense(model, structure) if structure else None)
+    architecture = identify(model) or identify_dense(model)
     preprocess = getattr(model, "preprocess", None)
     header = {
         "version": VERSION,
         "model": type(model).__name__,
         "architecture": architecture.to_dict() if architecture else None,
-        "structure": structure,
+        "structure": _gates(model),
+        "pruned": pruned_structure(model, blank(architecture) if architecture else None),
         "preprocess": preprocess.to_dict() if isinstance(preprocess, Preprocess) else None,
         "metadata": dict(metadata or {}),
         "aliases": aliases,
@@ -89,6 +104,12 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[st
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(f"cannot write {path}: a tensor cannot be stored: {error}") from error
     write_atomic(path, data)
+
+
+def _gates(model: nn.Module) -> dict[str, Any] | None:
+    """How a model is gated, as JSON has it; FBS convolutions are gated ones of another make, and not meant."""
+    gated = any(not isinstance(layer, FBSConv2d) for layer in gated_layers(model).values())
+    return json.loads(json.dumps(gated_structure(model))) if gated else None
 
 
 def _storable(model: nn.Module, path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -123,8 +144,9 @@ def load(path: str | os.PathLike[str], *, model: nn.Module | None = None) -> nn.
     """Read a model that `save` wrote.
 
     Args:
-        model: load into this one, in place: dense, or gated as the checkpoint is; a dense one is gated first where the
-            checkpoint is gated. It is left untouched where an error is raised. None: build what the checkpoint names.
+        model: load into this one, in place: dense, or gated and pruned as the checkpoint is; a dense one is made so
+            first. Residual branches that the checkpoint's network has no more must be out of it already. It is left
+            untouched where an error is raised. None: build what the checkpoint names.
     Returns:
         `model`, in the mode it was in; or a new model on the CPU, in evaluation mode. Its attribute `preprocess` is the
         checkpoint's, where it has one.
@@ -133,10 +155,11 @@ def load(path: str | os.PathLike[str], *, model: nn.Module | None = None) -> nn.
     """
     about, tensors = _read(path)
     target = _build(about, path).eval() if model is None else unwrapped(model)
-    gated = _plan_gates(about, target, path)
-    _check_names(gated.state_dict(), tensors, type(target).__name__, path)
-    if about.structure is not None and not gated_layers(target):
-        apply_structure_(target, about.structure)
+    planned = _plan(about, target, path)
+    _check_names(planned.state_dict(), tensors, type(target).__name__, path)
+    _check_positions(planned, tensors, path)
+    if planned is not target:
+        _convert_(target, about)
     if model is None:
         _take_dtypes_(target, tensors)
     target.load_state_dict(tensors)
@@ -190,6 +213,7 @@ def _parse(text: str, path: str | os.PathLike[str]) -> CheckpointInfo:
             model=str(header["model"]),
             architecture=header["architecture"],
             structure=header["structure"],
+            pruned=dict(header["pruned"]) if header.get("pruned") else None,
             preprocess=Preprocess.from_dict(header["preprocess"]) if header["preprocess"] else None,
             metadata=header["metadata"],
             aliases=dict(header["aliases"]),
@@ -208,7 +232,13 @@ def _build(about: CheckpointInfo, path: str | os.PathLike[str]) -> nn.Module:
         )
     try:
         with torch.random.fork_rng(devices=[]):  # initial weights are overwritten: draw them from no one's generator
-            return Architecture.from_dict(about.architecture).build()
+            architecture = Architecture.from_dict(about.architecture)
+            model = architecture.build()
+        dropped = (about.pruned or {}).get("dropped")
+        if dropped:
+            model = without_layers(model, dropped)
+            model.architecture = architecture  # type: ignore[assignment]  # nn.Module's attributes are tensors to mypy
+        return model
     except (HeadgateError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} holds the architecture {about.architecture}, which this headgate cannot build: "
@@ -216,36 +246,64 @@ def _build(about: CheckpointInfo, path: str | os.PathLike[str]) -> nn.Module:
         ) from error
 
 
-def _plan_gates(about: CheckpointInfo, target: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
-    """The target as it will be, without weights: gated as the checkpoint is."""
-    name = type(target).__name__
-    if gated_layers(target):
-        if about.structure is None:
-            raise CheckpointError(
-                f"{path} holds a dense {about.model}, got a gated {name}; pass a dense one and gate it then"
-            )
-        own = json.loads(json.dumps(gated_structure(target)))
-        if own != about.structure:
-            raise CheckpointError(f"{path} is gated {_difference(about.structure, own)} in model; pass a dense one")
+def _plan(about: CheckpointInfo, target: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+    """The target as it will be, without weights; the target itself where it is so already."""
+    if gated_layers(target) or perforated_layers(target):
+        _require_alike(about, target, path)
         return target
-    if about.structure is None:
+    if about.structure is None and about.pruned is None:
         return target
     planned = skeleton(target)
     try:
         with torch.device("meta"):
-            apply_structure_(planned, about.structure)
+            _convert_(planned, about)
     except HeadgateError as error:
-        raise CheckpointError(f"{path} holds a gated {about.model}, which {name} cannot become: {error}") from error
+        kind = " and ".join(["pruned"] * (about.pruned is not None) + ["gated"] * (about.structure is not None))
+        raise CheckpointError(
+            f"{path} holds a {kind} {about.model}, which {type(target).__name__} cannot become: {error}"
+        ) from error
     return planned
 
 
+def _convert_(model: nn.Module, about: CheckpointInfo) -> None:
+    """Prune and gate a dense model as the checkpoint is, in place."""
+    with torch.random.fork_rng(devices=[]):  # as in `_build`
+        if about.pruned is not None:
+            apply_pruned_structure_(model, about.pruned)
+        if about.structure is not None:
+            apply_structure_(model, about.structure)
+
+
+def _require_alike(about: CheckpointInfo, model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Raises CheckpointError: a model that is gated, perforated or of FBS is not so as the checkpoint is."""
+    gates, pruned = _gates(model), pruned_structure(model) or {}
+    saved = {key: entry for key, entry in (about.pruned or {}).items() if key in ("perforated", "fbs")}
+    wanted, given = _kind(about.structure, saved), _kind(gates, pruned)
+    if wanted != given:
+        raise CheckpointError(
+            f"{path} holds a {wanted} {about.model}, got a {given} {type(model).__name__}; pass a dense one"
+        )
+    for word, theirs, own in (("gated", about.structure or {}, gates or {}), ("pruned", saved, pruned)):
+        if theirs != own:
+            raise CheckpointError(f"{path} is {word} {_difference(theirs, own)} in model; pass a dense one")
+
+
+def _kind(structure: Mapping[str, Any] | None, pruned: Mapping[str, Any]) -> str:
+    words = {"gated": structure, "perforated": "perforated" in pruned, "FBS": "fbs" in pruned}
+    return " and ".join(word for word, applies in words.items() if applies) or "dense"
+
+
 def _difference(saved: Mapping[str, Any], own: Mapping[str, Any]) -> str:
-    for key in saved["config"]:
-        if saved["config"][key] != own["config"].get(key):
-            return f"with {key}={saved['config'][key]!r}, got {own['config'].get(key)!r}"
-    names = sorted(saved["layers"].keys() | own["layers"].keys())
-    name = next((n for n in names if saved["layers"].get(n) != own["layers"].get(n)), "?")
-    return f"with {saved['layers'].get(name)} in {name!r}, got {own['layers'].get(name)}"
+    """The first entry in which two structures differ."""
+    for part in dict.fromkeys((*saved, *own)):
+        ours, theirs = own.get(part, {}), saved.get(part, {})
+        for key in dict.fromkeys((*theirs, *ours)):
+            one, other = theirs.get(key), ours.get(key)
+            if one != other:
+                return (
+                    f"with {key}={one!r}, got {other!r}" if part == "config" else f"with {one} in {key!r}, got {other}"
+                )
+    raise AssertionError("the structures are the same")
 
 
 def _check_names(
@@ -266,6 +324,15 @@ def _check_names(
     problems = [f"{what}: {few(names)}" for what, names in found if names]
     if problems:
         raise CheckpointError(f"{path} holds another model than this {name}: {'; '.join(problems)}")
+
+
+def _check_positions(planned: nn.Module, tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Raises CheckpointError: a perforated convolution would copy positions that it does not compute."""
+    for name, layer in perforated_layers(planned).items():
+        try:
+            layer.require_source(tensors[f"{name}.source"].long())
+        except HeadgateError as error:
+            raise CheckpointError(f"{path} is damaged in {name!r}: {error}") from error
 
 
 def _take_dtypes_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -41,17 +41,23 @@ class Traced:
         """Path of the module that a node calls; for a function, of its caller, and the node's name."""
         if node.op == "call_module":
             return str(node.target)
-        stack = list(node.meta.get("nn_module_stack", {}).values())
-        caller = f"{stack[-1][0]}." if stack and stack[-1][0] else ""
-        return f"{caller}{node.name}"
+        return f"{caller}.{node.name}" if (caller := _caller(node)) else node.name
 
     def refuse(self, node: fx.Node, problem: str, remedy: str) -> ExportError:
         """An error that names the node and its module."""
         module = self.module(node)
         what = type(module).__name__ if module is not None else getattr(node.target, "__name__", str(node.target))
+        if module is None and _caller(node):
+            what = f"{what} in {type(self.modules[_caller(node)]).__name__}"
         return ExportError(
             f"cannot export {self.where(node)!r} ({what}, node {node.name!r} of {self.model}): {problem}; {remedy}"
         )
+
+
+def _caller(node: fx.Node) -> str:
+    """Path of the module whose code calls a function; empty for the model itself."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return stack[-1][0] if stack else ""
 
 
 class _Recorder(fx.Interpreter):

@@ -67,7 +67,7 @@ class GatedConv2d(nn.Module):
 
     Attributes:
         absorbed: what stands in the model where `norm` was, or empty; not a submodule of this one.
-    Raises: ShapeError: groups do not fit the channels.
+    Raises: ShapeError: groups do not fit the channels, or the norm has others; the convolution does not pad with zeros.
     Source: Hua et al., NeurIPS 2019; docs/method.md.
     """
 
@@ -84,6 +84,8 @@ class GatedConv2d(nn.Module):
         super().__init__()
         if conv.padding_mode != "zeros":
             raise ShapeError(f"padding_mode must be 'zeros', got {conv.padding_mode!r}; leave this layer dense")
+        if norm is not None and norm.num_features != conv.out_channels:
+            raise ShapeError(f"norm must have the convolution's {conv.out_channels} channels, got {norm.num_features}")
         self.config = config
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
         self.kernel_size, self.stride = conv.kernel_size, conv.stride
