@@ -247,22 +247,22 @@ def correlations(results: Sequence[Result]) -> Figure:
 
 @house_style
 def traffic(results: Sequence[Result]) -> Figure:
-    """Off-chip bytes saved, and accuracy, over the bound τ; seeds are averaged."""
-    figure = canvas(*_SIZE)
-    axes = figure.add_subplot()
-    table = [row for row in rows(results) if "tau" in row.point]
-    bounds = [100 * float(row.point["tau"]) for row in table]
-
-    def mean(key: str) -> list[float]:
-        return [float(np.mean([result.measured[key] for result in row.results if result.measured])) for row in table]
-
-    axes.plot(bounds, [100 * value for value in mean("saved")], color=BLUE, marker="o", label="off-chip bytes saved")
-    axes.set_xlabel("a channel of an image is skipped at so many open decisions or fewer, %")
-    axes.set_ylabel("off-chip bytes saved, %", color=BLUE)
-    other = axes.twinx()
-    other.plot(bounds, [100 * value for value in mean("accuracy")], color=VERMILION, marker="s", linestyle="--")
-    other.set_ylabel("top-1, %", color=VERMILION)
-    other.grid(visible=False)
+    """For each variant: off-chip bytes saved, and accuracy, over the bound τ."""
+    curves = _curves(rows(results))
+    figure = canvas(0.9 * _SIZE[0] * len(curves), _SIZE[1])
+    panels = np.atleast_1d(figure.subplots(1, len(curves), sharey=True))
+    for axes, (variant, table) in zip(panels, curves.items(), strict=True):
+        bounds = [100 * float(row.point["tau"]) for row in table]
+        axes.plot(bounds, [100 * row.measured("saved") for row in table], color=BLUE, marker="o")
+        axes.set_xlabel("τ: a channel of an image with so many open decisions is skipped, %")
+        axes.set_title(variant)
+        other = axes.twinx()
+        accuracies = [100 * row.measured("accuracy") for row in table]
+        other.plot(bounds, accuracies, color=VERMILION, marker="s", linestyle="--")
+        other.set_ylim(0, 100)
+        other.grid(visible=False)
+        other.set_ylabel("top-1, % (dashed)", color=VERMILION)
+    panels[0].set_ylabel("off-chip bytes saved, %", color=BLUE)
     _title(figure, "Traffic under a channel-wise bound")
     return figure
 

@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from headgate.studies.figures import correlations, extremes, spread, traffic
 from headgate.studies.protocol import Protocol
-from headgate.studies.study import Study, dense_trial, gated, over_seeds
-from headgate.studies.trial import Trial
+from headgate.studies.study import Study, gated, over_seeds
+from headgate.studies.trial import Point, Trial
+from headgate.train import BudgetConfig
 
 __all__ = ["CORRELATION", "TRAFFIC", "USAGE"]
 
 BOUNDS = (0.0, 0.02, 0.05, 0.1, 0.2)
-TARGET = 1.0  # T of the networks that are looked at
+GROUPS = (2, 4, 8)
+TARGET = 1.0  # T of the networks that are trained to be looked at
+KINDS = {"CG-fine": "activation", "group": "group"}
+
+
+def _looked_at(protocol: Protocol, variant: str, granularity: str, point: Point, seed: int, measure: str) -> Trial:
+    """A trained network: one that comes with headgate, where the protocol has it."""
+    trial = gated(
+        protocol, variant, point, seed, budget=BudgetConfig(target=TARGET), measure=measure, granularity=granularity
+    )
+    return replace(trial, shipped=protocol.shipped.get(granularity))
 
 
 def _correlation(protocol: Protocol, seeds: int) -> list[Trial]:
     dense = [
         Trial(
-            variant="dense network",
-            point={"groups": groups},
-            recipe=protocol.trial(None, None, 0),
-            measure="correlation",
+            variant="dense network", point={"groups": groups}, recipe=protocol.trial(None, None, 0),
+            measure="correlation", shipped=protocol.shipped.get("dense"),
         )
-        for groups in (2, 4, 8)
-    ]
+        for groups in GROUPS
+    ]  # fmt: skip
 
     def trials(seed: int) -> list[Trial]:
         return [
             gated(
                 protocol, "gated network", {"groups": groups, "T": TARGET}, seed, measure="correlation", groups=groups
             )
-            for groups in (2, 4, 8)
+            for groups in GROUPS
         ]
 
     return [*dense, *over_seeds(seeds, trials)]
@@ -38,21 +49,24 @@ def _correlation(protocol: Protocol, seeds: int) -> list[Trial]:
 def _traffic(protocol: Protocol, seeds: int) -> list[Trial]:
     def trials(seed: int) -> list[Trial]:
         return [
-            gated(protocol, "bound on the trained network", {"T": TARGET, "tau": tau}, seed, measure="traffic")
+            _looked_at(protocol, name, granularity, {"tau": tau}, seed, "traffic")
+            for name, granularity in KINDS.items()
             for tau in BOUNDS
         ]
 
-    return [dense_trial(protocol), *over_seeds(seeds, trials)]
+    return over_seeds(_seeds(protocol, seeds), trials)
 
 
 def _usage(protocol: Protocol, seeds: int) -> list[Trial]:
     def trials(seed: int) -> list[Trial]:
-        return [
-            gated(protocol, name, {"T": TARGET}, seed, measure="usage", granularity=granularity)
-            for name, granularity in (("CG-fine", "activation"), ("group", "group"))
-        ]
+        return [_looked_at(protocol, name, granularity, {}, seed, "usage") for name, granularity in KINDS.items()]
 
-    return over_seeds(seeds, trials)
+    return over_seeds(_seeds(protocol, seeds), trials)
+
+
+def _seeds(protocol: Protocol, seeds: int) -> int:
+    """Of networks that come with headgate there is one."""
+    return 1 if protocol.shipped else seeds
 
 
 CORRELATION = Study(

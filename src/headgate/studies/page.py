@@ -46,6 +46,7 @@ def _section(store: Store, name: str, protocol: str) -> dict[str, Any] | None:
         return None
     table = rows(finished)
     points = list(dict.fromkeys(key for row in table for key in row.point))
+    measurements = list(dict.fromkeys(measured for row in table for measured in row.measurements))
     figures = [
         inline_svg(plots.to_svg(draw(finished)), f"{name}-{protocol}-{which}", f"{which}: {study.question}")
         for which, draw in study.figures.items()
@@ -58,7 +59,8 @@ def _section(store: Store, name: str, protocol: str) -> dict[str, Any] | None:
         "protocol": get_protocol(protocol).title,
         "figures": figures,
         "points": points,
-        "rows": [_cells(row, points) for row in table],
+        "measurements": measurements,
+        "rows": [_cells(row, points, measurements) for row in table],
         "failed": [(result.trial, result.failure) for result in results if not result.finished],
         "circumstances": sorted({
             f"{result.circumstances['date']}, {result.circumstances['cpu']}, torch {result.circumstances['torch']}"
@@ -67,7 +69,7 @@ def _section(store: Store, name: str, protocol: str) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def _cells(row: Row, points: list[str]) -> list[str]:
+def _cells(row: Row, points: list[str], measurements: list[str]) -> list[str]:
     spread = f" ± {100 * row.spread('accuracy'):.2f}" if len(row.results) > 1 else ""
     return [
         row.variant,
@@ -79,4 +81,5 @@ def _cells(row: Row, points: list[str]) -> list[str]:
         f"{row.mean('density'):.3f}",
         f"{row.mean('additions'):,.0f}",
         f"{row.mean('multiplications'):,.0f}",
+        *(f"{row.measured(name):.4g}" if name in row.measurements else "" for name in measurements),
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -34,6 +34,8 @@ class Protocol:
         targets: T, where a study sweeps it; as the appendix does.
         reductions: MAC reductions, where a study sweeps them.
         budgets: the same, of eight groups, where it asks whether they are reached.
+        shipped: granularity → trained network that comes with headgate, to be looked at where a study asks what
+            trained networks do; the rest are trained.
         embedded: needs no data but what comes with scikit-learn.
     """
 
@@ -48,6 +50,7 @@ class Protocol:
     targets: tuple[float, ...] = (0.0, 1.0, 2.0)
     reductions: tuple[float, ...] = (2.0, 3.0, 4.0)
     budgets: tuple[float, ...] = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
+    shipped: Mapping[str, str] = field(default_factory=dict)
     embedded: bool = False
 
     def trial(self, gate: GateConfig | None, budget: BudgetConfig | None, seed: int) -> Recipe:
@@ -80,6 +83,11 @@ def _short() -> Protocol:
     return Protocol(
         name="short", title="ResNet-20, 2 epochs from a dense network of 30, which is also the teacher", dense=dense,
         start="resnet20-cifar10-dense", epochs=2, lr=0.05, close_epochs=0.75, groups=4, reductions=(2.0, 2.5, 3.0),
+        shipped={
+            "dense": "resnet20-cifar10-dense",
+            "activation": "resnet20-cifar10-activation",
+            "group": "resnet20-cifar10-group",
+        },
     )  # fmt: skip
 
 

@@ -59,6 +59,7 @@ class Job:
         return {
             "recipe": recipe.to_dict(),
             "folder": str(store.run(trial)),
+            "shipped": trial.shipped,
             "measure": trial.measure,
             "point": dict(trial.point),
             "images": self.images,

@@ -54,6 +54,12 @@ class Row:
         """Mean of a measured figure, over the seeds that have it."""
         return statistics.fmean(result.measured[figure] for result in self.results if result.measured)
 
+    @property
+    def measurements(self) -> tuple[str, ...]:
+        """Names of the measured figures that are single numbers."""
+        measured = self.results[0].measured or {}
+        return tuple(name for name, value in measured.items() if isinstance(value, int | float))
+
 
 def rows(results: Iterable[Result]) -> list[Row]:
     """Finished results by variant and point, in the order in which they first come."""
@@ -188,9 +194,12 @@ def _csv(table: Sequence[Row]) -> str:
     points = list(dict.fromkeys(key for row in table for key in row.point))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["variant", *points, "seeds", *FIGURES, "accuracy_std"])
+    measurements = list(dict.fromkeys(name for row in table for name in row.measurements))
+    writer.writerow(["variant", *points, "seeds", *FIGURES, "accuracy_std", *(f"measured_{m}" for m in measurements)])
     for row in table:
         means = [f"{row.mean(figure):.6g}" for figure in FIGURES]
         point = [row.point.get(key, "") for key in points]
-        writer.writerow([row.variant, *point, len(row.results), *means, f"{row.spread('accuracy'):.6g}"])
+        measured = [f"{row.measured(name):.6g}" if name in row.measurements else "" for name in measurements]
+        spread = f"{row.spread('accuracy'):.6g}"
+        writer.writerow([row.variant, *point, len(row.results), *means, spread, *measured])
     return text.getvalue()

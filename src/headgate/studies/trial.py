@@ -29,12 +29,14 @@ class Trial:
         point: where on the curve: the values that the study varies, by name.
         recipe: of the run; where it says `DENSE` the protocol's dense checkpoint is meant.
         measure: what is measured on the finished network beside accuracy and MACs; a name of `measure.MEASURES`.
+        shipped: a model that comes with headgate is looked at, and nothing trained; `recipe` says on which data.
     """
 
     variant: str
     point: Point
     recipe: Recipe
     measure: str | None = None
+    shipped: str | None = None
 
     @property
     def name(self) -> str:
@@ -45,16 +47,18 @@ class Trial:
     @property
     def needs_dense(self) -> bool:
         """Whether the dense network must be there before it can run."""
-        return self.recipe.init_from == DENSE or (
-            self.recipe.distill is not None and self.recipe.distill.teacher == DENSE
-        )
+        distill = self.recipe.distill
+        return self.shipped is None and DENSE in (self.recipe.init_from, distill.teacher if distill else None)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides its outcome, as plain JSON values: the recipe, but not its name or where the data lie.
+        """What decides its outcome, as plain JSON values: the recipe, but not its name or where the data lie; or the
+        name of the shipped model.
 
         Fields at their defaults are left out, so that one that is added to recipes later leaves old results valid.
         """
+        if self.shipped is not None:
+            return {"shipped": self.shipped}
         values: dict[str, Any] = json.loads(json.dumps(_said(self.recipe)))
         del values["name"], values["data"]["source"]
         return values
@@ -62,6 +66,8 @@ class Trial:
     @property
     def run(self) -> str:
         """Folder of the run: trials that train alike, of whatever study, share it."""
+        if self.shipped is not None:
+            return self.shipped
         digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
         return f"{re.sub('[^a-z0-9]+', '-', self.recipe.architecture.name.lower())}-{digest[:12]}"
 

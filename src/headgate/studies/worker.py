@@ -11,11 +11,18 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from headgate.errors import HeadgateError
 from headgate.files import write_atomic
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from headgate.counting import Counts
+    from headgate.train.data import Batch
 
 LOG: Final = "log.txt"
 OUTCOME: Final = "outcome.json"
@@ -54,8 +61,9 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
     """Train the task's recipe in its folder, unless that is done, and measure.
 
     Args:
-        task: recipe; folder of the run; measure (a name or None), its point, and how many images it is taken on;
-            reference, the architecture of the dense network that MACs are compared with; cores that it may use.
+        task: recipe; folder of the run; shipped, the name of a model that is looked at instead, or None; measure (a
+            name or None), its point, and how many images it is taken on; reference, the architecture of the dense
+            network that MACs are compared with; cores that it may use.
     Returns: figures, measured and circumstances of a `Result`.
     """
     from datetime import date
@@ -63,25 +71,28 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from headgate import machine
-    from headgate.checkpoint import load
-    from headgate.counting import Counts, count
+    from headgate.checkpoint import load, pretrained
+    from headgate.counting import count
     from headgate.models import Architecture
     from headgate.studies.measure import Subject, get_measure
     from headgate.train import Recipe, train
-    from headgate.train.loop import COUNTS, MODEL, SUMMARY
+    from headgate.train.loop import MODEL, SUMMARY
     from headgate.train.prepare import evaluation_batches
 
     torch.set_num_threads(len(task["cores"]))  # more threads than cores wait for each other most of the time
     recipe, folder = Recipe.from_dict(task["recipe"]), Path(task["folder"])
-    if not (folder / SUMMARY).exists():
-        train(recipe, folder, console=False)
-    summary = json.loads((folder / SUMMARY).read_text("utf-8"))
-    counts = Counts.load(folder / COUNTS)
+    if task["shipped"] is not None:
+        model, day = pretrained(task["shipped"]), date.today()
+        figures, counts = _evaluated(model, evaluation_batches(model, recipe.data))
+    else:
+        if not (folder / SUMMARY).exists():
+            train(recipe, folder, console=False)
+        model, day = load(folder / MODEL), date.fromtimestamp((folder / SUMMARY).stat().st_mtime)
+        figures, counts = _recorded(folder)
     dense = Architecture.from_dict(task["reference"]).build().eval()
-    dense_macs = count(dense, torch.zeros(1, *summary["input_shape"])).network_dense_macs
-    names = ("accuracy", "top5", "loss", "mac_reduction", "density", "epochs", "seconds")
-    figures = {name: summary[name] for name in names} | {
-        "network_mac_reduction": dense_macs / counts.network_executed_macs,
+    image = next(evaluation_batches(model, recipe.data, limit=1))[0]
+    figures |= {
+        "network_mac_reduction": count(dense, image).network_dense_macs / counts.network_executed_macs,
         "network_macs": counts.network_executed_macs,
         "dense_macs": counts.dense_macs,
         "additions": sum(layer.additions for layer in counts.layers),
@@ -89,7 +100,6 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
     }
     measured = None
     if task["measure"] is not None:
-        model = load(folder / MODEL)
         subject = Subject(
             model=model,
             batches=lambda: evaluation_batches(model, recipe.data, limit=task["images"]),
@@ -98,12 +108,32 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
         )
         measured = get_measure(task["measure"])(subject)
     circumstances = {
-        "date": date.fromtimestamp((folder / SUMMARY).stat().st_mtime).isoformat(),
+        "date": day.isoformat(),
         "cpu": machine.cpu_model(),
         "torch": torch.__version__,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
     return {"figures": figures, "measured": measured, "circumstances": circumstances}
+
+
+def _evaluated(model: nn.Module, batches: Iterator[Batch]) -> tuple[dict[str, float], Counts]:
+    """Figures and counts of a model on a test split."""
+    from headgate.train import evaluate
+
+    evaluation = evaluate(model, batches)
+    counts = evaluation.counts
+    figures = {"accuracy": evaluation.accuracy, "top5": evaluation.top5, "loss": evaluation.loss}
+    return figures | {"mac_reduction": counts.mac_reduction, "density": counts.density}, counts
+
+
+def _recorded(folder: Path) -> tuple[dict[str, float], Counts]:
+    """The same of a finished run, as it recorded them, and what it took."""
+    from headgate.counting import Counts
+    from headgate.train.loop import COUNTS, SUMMARY
+
+    summary = json.loads((folder / SUMMARY).read_text("utf-8"))
+    names = ("accuracy", "top5", "loss", "mac_reduction", "density", "epochs", "seconds")
+    return {name: summary[name] for name in names}, Counts.load(folder / COUNTS)
 
 
 if __name__ == "__main__":
