@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, fx, nn
 
 from headgate.baselines.channels import as_graph, weight_by_group
+from headgate.baselines.conversion import require_numbers
 from headgate.counting import Counts
 from headgate.errors import ConfigError, ModelError
 from headgate.graph import conv_sites, is_residual_add
@@ -120,7 +121,7 @@ class GroupLasso:
     Args:
         model: dense; its parameters are read and zeroed in place.
         example_input: a batch, or a tuple of positional inputs, to find the norms and the residual branches.
-    Raises: ModelError: no convolution; no residual branch where depth is regularised; or see `remove`.
+    Raises: ModelError: no convolution; a binary one; no residual branch where depth is regularised; or see `remove`.
     """
 
     def __init__(self, model: nn.Module, config: SSLConfig, example_input: Any) -> None:
@@ -128,6 +129,7 @@ class GroupLasso:
         self.convs = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
         if not self.convs:
             raise ModelError(f"model must have a Conv2d to regularise, got {type(model).__name__} with none")
+        require_numbers(self.convs)
         sites = conv_sites(model, example_input)
         self._norms = {id(site.conv): site.norm for site in sites if site.norm is not None}
         self.branches = residual_branches(model, example_input)

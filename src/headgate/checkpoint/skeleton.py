@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from headgate.models import Architecture, identify
-from headgate.nn import gated_layers
+from headgate.nn import BinaryConv2d, gated_layers
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -41,7 +41,8 @@ def identify_dense(model: nn.Module, structure: Mapping[str, Any]) -> Architectu
     except (TypeError, RuntimeError):  # something in it cannot be copied: then it is not as a builder made it
         return None
     for name, layer in gated_layers(dense).items():
-        conv = nn.Conv2d(
+        kind = BinaryConv2d if layer.binary else nn.Conv2d
+        conv = kind(
             layer.in_channels,
             layer.out_channels,
             layer.kernel_size,  # type: ignore[arg-type]  # (height, width)

@@ -111,7 +111,7 @@ def usage(model: nn.Module, batches: Batches, point: Point) -> dict[str, Any]:
     counts = evaluation.counts
     if not counts.gated_layers:
         raise ModelError("usage is of a gated network, got one without gates")
-    reductions = counts.dense_macs / counts.by_image().astype(np.float64)
+    reductions = counts.reduction_by_image()
     labels = evaluation.labels.numpy()
     extremes = {}
     for label in np.unique(labels):
