@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from headgate.errors import ConfigError, ModelError
 from headgate.graph import ConvSite, conv_sites, find_layer, find_norm, near_names, norm_activation
+from headgate.nn.binary import BinaryConv2d
 from headgate.nn.config import GateConfig
 from headgate.nn.control import gated_layers
 from headgate.nn.gated_conv import GatedConv2d
@@ -305,7 +306,7 @@ def gated_structure(model: nn.Module) -> dict[str, Any]:
     """How a model is gated, as plain values: what `apply_structure_` needs to gate a dense one alike.
 
     Returns: {"config": …, "layers": {name: {"groups", "two_sided", "norm": the norm's path or None, and "config" with
-        the settings in which this layer differs from the common ones, and "forced" where its gates are held}}}.
+        the settings in which this layer differs from the common ones, and "forced" and "binary" where it is}}}.
     Raises: ModelError: nothing is gated, or a norm's place is no longer in the model.
     """
     layers = gated_layers(model)
@@ -325,6 +326,7 @@ def gated_structure(model: nn.Module) -> dict[str, Any]:
             described[name]["config"] = {key: value for key, value in own.items() if value != shared[key]}
         if layer.gate.forced is not None:  # part of the function: a static network is not its gated twin
             described[name]["forced"] = layer.gate.forced
+        described[name] |= {"binary": True} if layer.binary else {}
     return {"config": _plain(common), "layers": described}
 
 
@@ -361,6 +363,10 @@ def apply_structure_(model: nn.Module, structure: Mapping[str, Any]) -> None:
     replacements = []
     for name, norm_name, two_sided in wanted:
         conv = find_layer(model, name, nn.Conv2d, "a Conv2d")
+        binary = bool(layers[name][1].get("binary"))
+        if isinstance(conv, BinaryConv2d) != binary:
+            kind = "a BinaryConv2d" if binary else "a Conv2d that is not binary"
+            raise ModelError(f"{name!r} must be {kind}, got {type(conv).__name__}; build the model that was saved")
         norm = None if norm_name is None else find_norm(model, norm_name)
         replacements.append(_Replacement.of(conv, norm, layers[name][0], two_sided))
     _replace_all(model, replacements)

@@ -20,6 +20,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from headgate.errors import ModelError
+from headgate.nn.binary import BinaryConv2d
 from headgate.nn.gated_conv import GatedConv2d
 from headgate.tracing import evaluation_mode, placed, trace
 
@@ -141,7 +142,8 @@ def _conv_obstacle(conv: nn.Module) -> str | None:
     name = type(conv).__name__
     if not isinstance(conv, nn.Conv2d):
         return f"{name} is not a Conv2d"
-    if type(conv).forward is not nn.Conv2d.forward or type(conv)._conv_forward is not nn.Conv2d._conv_forward:
+    known = (nn.Conv2d.forward, BinaryConv2d.forward)
+    if type(conv).forward not in known or type(conv)._conv_forward is not nn.Conv2d._conv_forward:
         return f"{name} computes something of its own"
     if _has_hooks(conv) or parametrize.is_parametrized(conv) or "weight" not in conv._parameters:
         return "has hooks or parametrisations, which gating would drop"

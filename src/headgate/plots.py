@@ -227,7 +227,7 @@ _PATHS: Final = (  # of executed MACs: name, field of LayerRecord, colour, hatch
 
 @house_style
 def macs_by_path(records: Sequence[LayerRecord]) -> Figure:
-    """Two bars for the whole network, without and with gates, the latter split by path."""
+    """Two bars for layers whose MACs are of one kind, without and with gates, the latter split by path."""
     ungated = sum(record.executed_macs for record in records if not record.shape.gated)
     parts = [("not gated", ungated, MUTED, "")]
     parts += [(name, sum(getattr(r, field) for r in records), colour, hatch) for name, field, colour, hatch in _PATHS]
@@ -244,14 +244,14 @@ def macs_by_path(records: Sequence[LayerRecord]) -> Figure:
         axes.annotate(f"{total:.3g}", (total, row), (4, 0), textcoords="offset points", va="center", fontsize=9)
     _rows(axes, ("dense", "gated"))
     axes.set_xlim(0, 1.12 * max(dense / divisor, left))
-    axes.set_xlabel(f"MACs per image{unit}")
+    axes.set_xlabel(f"{'binary ' * any(record.binary for record in records)}MACs per image{unit}")
     return _finish(figure, axes, "Where the MACs of an image go")
 
 
 def _layer_rows(records: Sequence[LayerRecord]) -> tuple[Figure, Axes]:
     height = 0.28 if len(records) <= 8 else 0.21 if len(records) <= 32 else 0.16
     figure, axes = _figure(1.3 + height * len(records))
-    _rows(axes, [record.name for record in records], fontsize=8)
+    _rows(axes, [record.name + " (binary)" * record.binary for record in records], fontsize=8)
     return figure, axes
 
 

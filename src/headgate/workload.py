@@ -50,6 +50,7 @@ class LayerShape:
         granularity: one of `GRANULARITIES`.
         grouped: output group i has input group i as its base path; False: the first 1/G of the inputs are everyone's.
         shuffle: base groups are taken across the previous layer's groups.
+        binary: weights and inputs are one bit each, so a multiply-accumulate is an XNOR and its share of a popcount.
     Raises:
         ConfigError: a value outside what it accepts, by itself.
         ShapeError: values that do not fit one another.
@@ -69,6 +70,7 @@ class LayerShape:
     granularity: str = "dense"
     grouped: bool = True
     shuffle: bool = False
+    binary: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -77,7 +79,7 @@ class LayerShape:
             object.__setattr__(self, field, _integer(field, getattr(self, field), least=1))
         for field in ("kernel", "stride", "padding", "dilation", "in_size", "out_size"):
             object.__setattr__(self, field, _pair(field, getattr(self, field), least=0 if field == "padding" else 1))
-        for field in ("grouped", "shuffle"):
+        for field in ("grouped", "shuffle", "binary"):
             if not isinstance(getattr(self, field), bool):
                 raise ConfigError(f"{field} must be True or False, got {getattr(self, field)!r}")
         if self.granularity not in GRANULARITIES:

@@ -18,11 +18,13 @@ PARAMETERS = {  # counted by hand or published
     "resnet56": 855_770,
     "vgg16-cifar": 14_724_042,
     "mobilenetv1-cifar": 3_217_226,
+    "binary-resnet20": 269_850,
+    "binary-vgg-small": 4_660_106,
 }
 
 
 def test_every_own_model_is_here() -> None:
-    assert set(OWN) == {*PARAMETERS, "alexnet-cifar", "digits-cnn", "digits-resnet"}
+    assert set(OWN) == {*PARAMETERS, "alexnet-cifar", "digits-cnn", "digits-resnet", "digits-binary-resnet"}
 
 
 @pytest.mark.parametrize("name", OWN)

@@ -20,14 +20,16 @@ from headgate.train.augment import DIGITS_NORMALISE
 from headgate.train.data import load_in_memory
 
 
-def digits_recipe(granularity: str | None, channels: int = 1, **changes: Any) -> Recipe:
-    """The demo's, small; without gates where the granularity is None."""
-    recipe = recipes.get("digits-cnn")
+def digits_recipe(
+    granularity: str | None, channels: int = 1, network: str = "digits-cnn", threshold: float = 0.7, **changes: Any
+) -> Recipe:
+    """The demo's, or another of scikit-learn's digits, small; without gates where the granularity is None."""
+    recipe = recipes.get(network)
     architecture = replace(recipe.architecture, width=16, in_channels=channels)
     recipe = replace(recipe, architecture=architecture, epochs=2, **changes)
     if granularity is None:
         return recipes.dense(recipe)
-    gate = GateConfig(groups=4, granularity=granularity, threshold=0.7)  # type: ignore[arg-type]
+    gate = GateConfig(groups=4, granularity=granularity, threshold=threshold)  # type: ignore[arg-type]
     return replace(recipe, gate=gate, budget=BudgetConfig(mac_reduction=2.5))
 
 
@@ -71,7 +73,7 @@ def make_run(
 
     Args:
         forced: it was counted with every gate closed.
-        changes: of the recipe; channels: of its images.
+        changes: of the recipe; channels: of its images; network: the recipe itself; threshold: of its gates.
     """
     recipe = digits_recipe(granularity, **changes)
     model = model_of(recipe)

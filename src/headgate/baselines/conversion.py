@@ -8,7 +8,8 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from headgate.errors import ConfigError
+from headgate.errors import ConfigError, ModelError
+from headgate.nn.gated_conv import is_binary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,15 @@ def require_patterns(option: str, patterns: Iterable[str], names: Iterable[str])
                 f"{option} must name layers, got {pattern!r} that matches none; they are named like "
                 f"{', '.join(map(repr, known[:3]))}"
             )
+
+
+def require_numbers(layers: Mapping[str, nn.Module]) -> None:
+    """Raises ModelError: a layer is binary. The sign of a weight of 0 is +1 there: to zero weights prunes nothing."""
+    binary = [name for name, module in layers.items() if is_binary(module)]
+    if binary:
+        raise ModelError(
+            f"layers must have weights in numbers to be zeroed, got {len(binary)} binary ones (first: {binary[0]!r})"
+        )
 
 
 def swap_(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from torch import nn
 from torch.nn.utils import prune
 
-from headgate.baselines.conversion import matches, require_patterns
+from headgate.baselines.conversion import matches, require_numbers, require_patterns
 from headgate.baselines.perforation import perforated_layers
 from headgate.counting import count
 from headgate.counting.passes import Batches
@@ -80,7 +80,7 @@ class MagnitudePruner:
         exclude: names or patterns of layers to leave alone.
     Raises:
         ConfigError: another unit or scope, filters by network, or a pattern that matches nothing.
-        ModelError: nothing to prune, something pruned already, or a perforated model.
+        ModelError: nothing to prune, something pruned already, a binary layer, or a perforated model.
     """
 
     def __init__(
@@ -108,6 +108,7 @@ class MagnitudePruner:
         self.layers = {name: module for name, module in layers.items() if not matches(name, exclude)}
         if not self.layers:
             raise ModelError(f"model must have layers to prune, got {type(model).__name__} with none")
+        require_numbers(self.layers)
         if perforated_layers(model):
             raise ModelError("model must not be perforated, got one that is; prune it first, then perforate it")
         if prune.is_pruned(model):
@@ -174,11 +175,12 @@ def theoretical_macs(model: nn.Module, loader: Batches, *, limit: int | None = 1
     Args:
         model: pruned, finished or not. Not gated: what a gate skips differs from weight to weight.
         loader, limit: as for `count`; one image is enough, for no layer depends on it.
-    Raises: ModelError: it has gated convolutions, or none at all. DataError: no images.
+    Raises: ModelError: it has gated convolutions, binary ones, or none at all. DataError: no images.
     """
     if gated_layers(model):
         raise ModelError(f"model must not be gated, got {type(model).__name__} with gates; count executes them")
     modules = dict(model.named_modules())
+    require_numbers(modules)
     by_layer = {}
     for layer in count(model, loader, limit=limit).layers:
         weight = modules[layer.name.split("#")[0]].weight

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from headgate.baselines.branches import residual_sums
 from headgate.baselines.channels import as_graph, weight_by_group
+from headgate.baselines.conversion import require_numbers
 from headgate.counting import Counts
 from headgate.errors import ConfigError, ModelError
 from headgate.graph import conv_sites
@@ -121,7 +122,7 @@ class GroupLasso:
     Args:
         model: dense; its parameters are read and zeroed in place.
         example_input: a batch, or a tuple of positional inputs, to find the norms and the residual branches.
-    Raises: ModelError: no convolution; no residual branch where depth is regularised; or see `remove`.
+    Raises: ModelError: no convolution; a binary one; no residual branch where depth is regularised; or see `remove`.
     """
 
     def __init__(self, model: nn.Module, config: SSLConfig, example_input: Any) -> None:
@@ -129,6 +130,7 @@ class GroupLasso:
         self.convs = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
         if not self.convs:
             raise ModelError(f"model must have a Conv2d to regularise, got {type(model).__name__} with none")
+        require_numbers(self.convs)
         sites = conv_sites(model, example_input)
         self._norms = {id(site.conv): site.norm for site in sites if site.norm is not None}
         self.branches = residual_branches(model, example_input)

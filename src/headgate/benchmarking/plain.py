@@ -39,11 +39,16 @@ def plain(model: nn.Module, state: Literal["open", "closed"]) -> nn.Module:
     Open: the dense network, with the names that it had before it was gated. Closed: each gated convolution becomes a
     grouped one, behind a channel shuffle where its base is shuffled.
 
-    Raises: ModelError: a layer's norm has no place in the model; or, closed, its base is not grouped.
+    Raises: ModelError: a layer is binary, for which libraries have no layer; its norm has no place in the model; or,
+        closed, its base is not grouped.
     """
     model = copy.deepcopy(model)
     swap: dict[nn.Module, nn.Module] = {}
     for name, layer in gated_layers(model).items():
+        if layer.binary:
+            raise ModelError(
+                f"{name!r} must have weights and inputs in numbers for libraries to run it, got binary ones"
+            )
         norm = layer.partial_norm if state == "closed" and layer.separate else layer.final_norm
         swap[layer] = _opened(layer) if state == "open" else _closed(name, layer)
         if norm is None:

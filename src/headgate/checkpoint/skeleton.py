@@ -11,7 +11,7 @@ from torch import nn
 from headgate.baselines import PerforatedConv2d, perforated_layers
 from headgate.errors import HeadgateError
 from headgate.models import Architecture, identify
-from headgate.nn import GatedConv2d, gated_layers
+from headgate.nn import BinaryConv2d, GatedConv2d, gated_layers
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -59,7 +59,8 @@ def identify_dense(model: nn.Module) -> Architecture | None:
 
 def _conv(layer: nn.Conv2d | GatedConv2d, moves: nn.Conv2d | GatedConv2d | PerforatedConv2d, groups: int) -> nn.Conv2d:
     """A dense convolution of a layer's weights that moves over the map as `moves` does."""
-    return nn.Conv2d(
+    kind = BinaryConv2d if isinstance(layer, GatedConv2d) and layer.binary else nn.Conv2d
+    return kind(
         layer.in_channels,
         layer.out_channels,
         layer.kernel_size,  # type: ignore[arg-type]  # (height, width)

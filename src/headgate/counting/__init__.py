@@ -1,6 +1,6 @@
 """Multiply-accumulates and bytes that a network executes, counted exactly from the decisions of a real run."""
 
-from headgate.counting.counts import Counts, LayerRecord
+from headgate.counting.counts import Counts, LayerRecord, Total
 from headgate.counting.layers import LayerCounts, Uncounted
 from headgate.counting.ledger import MacLedger
 from headgate.counting.run import count, trace
@@ -13,6 +13,7 @@ __all__ = [
     "LayerRecord",
     "LayerTraffic",
     "MacLedger",
+    "Total",
     "Traffic",
     "Uncounted",
     "count",

@@ -7,9 +7,10 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headgate.counting.layers import Images, LayerCounts, Uncounted
 from headgate.counting.traffic import BufferModel, Traffic, traffic
@@ -20,11 +21,31 @@ from headgate.workload import LayerShape
 FORMAT, VERSION = "headgate.counts", 1
 
 
+class Total(NamedTuple):
+    """Multiply-accumulates of one kind, binary or not, as mean per image.
+
+    Attributes:
+        dense_macs: without gates.
+        executed_macs: with them.
+    """
+
+    dense_macs: int
+    executed_macs: float
+
+    @property
+    def reduction(self) -> float:
+        """Dense ÷ executed: 1 where there is nothing to do, infinite where nothing of it is done."""
+        if self.executed_macs:
+            return self.dense_macs / self.executed_macs
+        return float("inf") if self.dense_macs else 1.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerRecord:
     """One layer's figures, MACs as mean per image.
 
     Attributes:
+        binary: its MACs are binary ones (XNOR and popcount), but for `overhead_macs`.
         dense_macs: without gates.
         base_macs, conditional_macs, overhead_macs: of each path; a dense layer has them 0.
         executed_macs: their sum; of a dense layer, `dense_macs`.
@@ -38,6 +59,7 @@ class LayerRecord:
     name: str
     shape: LayerShape
     granularity: str
+    binary: bool
     dense_macs: int
     base_macs: int
     conditional_macs: float
@@ -60,6 +82,7 @@ class LayerRecord:
             name=layer.name,
             shape=layer.shape,
             granularity=layer.shape.granularity,
+            binary=layer.binary,
             dense_macs=layer.dense_macs,
             base_macs=layer.base_macs if gated else 0,
             conditional_macs=conditional,
@@ -69,7 +92,7 @@ class LayerRecord:
             executed_macs=executed,
             density=conditional / skippable if skippable else 1.0,
             channels_used=(layer.base_macs + conditional) / layer.dense_macs,
-            mac_reduction=_ratio(layer.dense_macs, executed),
+            mac_reduction=Total(layer.dense_macs, executed).reduction,
         )
 
 
@@ -79,7 +102,8 @@ class Counts:
 
     "Gated layers" are the gated convolutions; "network" means those and every other convolution and linear layer.
     Totals are means per image unless a method says otherwise; what is executed includes the gates' overhead, in which
-    an addition counts as one MAC.
+    an addition counts as one MAC. Binary MACs, of layers whose weights and inputs are one bit each, are no MACs: they
+    have totals of their own (`total`). Only ratios (`mac_reduction`, `density`) are over both kinds, one for one.
 
     Attributes:
         layers: exact counts in the order of execution, per image: for figures, see `by_layer`.
@@ -100,35 +124,62 @@ class Counts:
 
     # --------------------------------------------------------------- totals
 
+    def total(self, *, network: bool = False, binary: bool = False) -> Total:
+        """Multiply-accumulates of the gated layers.
+
+        Args:
+            network: of all layers.
+            binary: the binary ones instead of the others.
+        """
+        layers = self.layers if network else self.gated_layers
+        return Total(
+            dense_macs=sum(layer.dense_macs for layer in layers if layer.binary == binary),
+            executed_macs=_mean(self.by_image(network=network, binary=binary)),
+        )
+
     @property
     def dense_macs(self) -> int:
-        """MACs per image of the gated layers, without gates."""
-        return sum(layer.dense_macs for layer in self.gated_layers)
+        """MACs per image of the gated layers, without gates; binary ones are not in it."""
+        return self.total().dense_macs
 
     @property
     def executed_macs(self) -> float:
-        """MACs per image that the gated layers execute."""
-        return _mean(self.by_image())
+        """MACs per image that the gated layers execute; binary ones are not in it."""
+        return self.total().executed_macs
 
     @property
     def mac_reduction(self) -> float:
-        """Dense ÷ executed MACs of the gated layers; 1 where nothing is gated."""
-        return _ratio(self.dense_macs, self.executed_macs)
+        """Dense ÷ executed MACs of the gated layers, of both kinds; 1 where nothing is gated."""
+        return self._both(network=False).reduction
 
     @property
     def network_dense_macs(self) -> int:
-        """MACs per image of the network, without gates."""
-        return sum(layer.dense_macs for layer in self.layers)
+        """MACs per image of the network, without gates; binary ones are not in it."""
+        return self.total(network=True).dense_macs
 
     @property
     def network_executed_macs(self) -> float:
-        """MACs per image that the network executes."""
-        return _mean(self.by_image(network=True))
+        """MACs per image that the network executes; binary ones are not in it."""
+        return self.total(network=True).executed_macs
 
     @property
     def network_mac_reduction(self) -> float:
-        """Dense ÷ executed MACs of the network."""
-        return _ratio(self.network_dense_macs, self.network_executed_macs)
+        """Dense ÷ executed MACs of the network, of both kinds."""
+        return self._both(network=True).reduction
+
+    def totals(self) -> list[tuple[str, Total, bool]]:
+        """What a table ends with: (gated layers or network, total, binary or not); of kinds that the network has."""
+        kinds = sorted({layer.binary for layer in self.layers})
+        found = [
+            (label, self.total(network=network, binary=binary), binary)
+            for label, network in (("gated layers", False), ("network", True))
+            for binary in kinds
+        ]
+        return [entry for entry in found if len(kinds) == 1 or any(entry[1])]
+
+    def _both(self, *, network: bool) -> Total:
+        own, binary = self.total(network=network), self.total(network=network, binary=True)
+        return Total(own.dense_macs + binary.dense_macs, own.executed_macs + binary.executed_macs)
 
     @property
     def density(self) -> float:
@@ -145,26 +196,42 @@ class Counts:
         return [LayerRecord.of(layer) for layer in self.layers]
 
     def by_path(self) -> dict[str, float]:
-        """MACs per image of the network on each path: base, conditional, overhead, and dense (layers without gates)."""
-        gated = self.gated_layers
-        return {
-            "base": float(sum(layer.base_macs for layer in gated)),
-            "conditional": sum(int(layer.conditional_macs.sum()) for layer in gated) / self.images,
-            "overhead": float(sum(layer.overhead_macs for layer in gated)),
-            "dense": float(sum(layer.dense_macs for layer in self.layers if not layer.gated)),
-        }
+        """MACs per image of the network on each path: base, conditional, overhead, and dense (layers without gates).
 
-    def by_image(self, *, network: bool = False) -> Images:
+        Where layers are binary, their paths follow: binary base, binary conditional, binary dense.
+        """
+        all_images = dict.fromkeys(("base", "conditional", "overhead", "dense"), 0)
+        if any(layer.binary for layer in self.layers):
+            all_images |= dict.fromkeys(("binary base", "binary conditional", "binary dense"), 0)
+        for layer in self.layers:
+            kind = "binary " if layer.binary else ""
+            all_images[f"{kind}base" if layer.gated else f"{kind}dense"] += layer.base_macs * self.images
+            all_images[f"{kind}conditional"] += int(layer.conditional_macs.sum())
+            all_images["overhead"] += layer.overhead_macs * self.images
+        return {path: macs / self.images for path, macs in all_images.items()}
+
+    def by_image(self, *, network: bool = False, binary: bool = False) -> Images:
         """(images,) int64 MACs that the gated layers execute for each image, exact.
 
         In the loader's order, or that of the index; see `count`.
 
-        Args: network: of all layers.
+        Args:
+            network: of all layers.
+            binary: the binary MACs instead of the others.
         """
         total = np.zeros(self.images, np.int64)
         for layer in self.layers if network else self.gated_layers:
-            total += layer.executed_macs()
+            if layer.binary == binary:
+                total += layer.path_macs()
+            if not binary:
+                total += layer.overhead_macs
         return total
+
+    def reduction_by_image(self) -> NDArray[np.float64]:
+        """(images,) dense ÷ executed MACs of the gated layers for each image, of both kinds as in `mac_reduction`."""
+        executed = self.by_image() + self.by_image(binary=True)
+        reductions: NDArray[np.float64] = self._both(network=False).dense_macs / np.maximum(executed, 1)
+        return reductions
 
     def traffic(self, buffer: BufferModel | None = None) -> Traffic:
         """Bytes that the network moves on and off chip, dense and gated, under a stated model of the buffer."""
@@ -185,12 +252,9 @@ class Counts:
         ]
         rule = "─" * max(map(len, lines))
         lines = [lines[0], rule, *lines[1:], rule]
-        for label, dense, executed in (
-            ("gated layers", self.dense_macs, self.executed_macs),
-            ("network", self.network_dense_macs, self.network_executed_macs),
-        ):
-            reduction = _ratio(dense, executed)
-            lines.append(f"{label}: {_short(dense)} → {_short(executed)} MACs per image, {reduction:.2f}× fewer")
+        for label, total, binary in self.totals():
+            macs = f"{_short(total.dense_macs)} → {_short(total.executed_macs)} {'binary ' * binary}MACs per image"
+            lines.append(f"{label}: {macs}, {total.reduction:.2f}× fewer")
         paths = ", ".join(f"{path} {_short(macs)}" for path, macs in self.by_path().items())
         lines.append(f"by path: {paths}; density {self.density:.4f}; {self.images} images")
         for operation in self.uncounted:
@@ -213,7 +277,8 @@ class Counts:
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values: the exact counts under "layers", and for readers without headgate the figures beside.
 
-        "summary", "by_layer", "by_path" and "by_image" are what the properties and methods of those names return.
+        "summary", "by_layer", "by_path" and "by_image" are what the properties and methods of those names return;
+        "binary" in a name: what `total` and `by_image` return for binary MACs.
         """
         summary = {
             name: getattr(self, name)
@@ -227,6 +292,9 @@ class Counts:
                 "density",
             )
         }
+        for part, network in (("", False), ("network_", True)):
+            total = self.total(network=network, binary=True)
+            summary |= {f"{part}binary_{name}": value for name, value in total._asdict().items()}
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -235,6 +303,7 @@ class Counts:
             "by_layer": [asdict(record) | {"shape": record.shape.to_dict()} for record in self.by_layer()],
             "by_path": self.by_path(),
             "by_image": self.by_image().tolist(),
+            "binary_by_image": self.by_image(binary=True).tolist(),
             "uncounted": [operation._asdict() for operation in self.uncounted],
             "uncalled": list(self.uncalled),
             "layers": [layer.to_dict() for layer in self.layers],
@@ -289,13 +358,6 @@ def _mean(values: Images) -> float:
     return int(values.sum()) / len(values)
 
 
-def _ratio(dense: float, executed: float) -> float:
-    """Dense ÷ executed: 1 where there is nothing to do, infinite where nothing of it is done."""
-    if not dense:
-        return 1.0
-    return dense / executed if executed else float("inf")
-
-
 def _short(macs: float) -> str:
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if macs >= size:
@@ -307,7 +369,7 @@ def _row(record: LayerRecord) -> Sequence[str]:
     shape = record.shape
     return (
         record.name,
-        f"{record.granularity} G={shape.groups}" if record.base_macs else record.granularity,
+        "binary " * record.binary + record.granularity + (f" G={shape.groups}" if record.base_macs else ""),
         f"{shape.c_in}→{shape.c_out}" + (f"/{shape.conv_groups}" if shape.conv_groups > 1 else ""),
         f"{shape.kernel[0]}×{shape.kernel[1]}",
         f"{shape.out_size[0]}×{shape.out_size[1]}",

@@ -66,6 +66,11 @@ class LayerCounts:
         return self.shape.gated
 
     @property
+    def binary(self) -> bool:
+        """Whether the MACs of its paths are binary ones."""
+        return self.shape.binary
+
+    @property
     def images(self) -> int:
         """How many images ran through it."""
         return len(self.conditional_macs)
@@ -85,9 +90,13 @@ class LayerCounts:
         """What the gate adds per image: a multiplication is one MAC, and so is an addition without one."""
         return self.additions + self.multiplications
 
+    def path_macs(self) -> Images:
+        """(images,) MACs executed on the base and the conditional path: binary ones of a binary layer."""
+        return self.conditional_macs + self.base_macs
+
     def executed_macs(self) -> Images:
-        """(images,) MACs executed: base path, conditional path, gate overhead."""
-        return self.conditional_macs + (self.base_macs + self.overhead_macs)
+        """(images,) MACs executed: base path, conditional path, gate overhead, which is never binary."""
+        return self.path_macs() + self.overhead_macs
 
     def select(self, images: NDArray[np.intp]) -> Self:
         """The same for these images, in this order."""

@@ -21,7 +21,8 @@ class MacLedger:
 
     Built from one forward pass in evaluation mode, which leaves no trace. Its methods take `open_counts`: for each name
     in `names` the layer's `Observation.open_counts`, (n, decisions); of a layer that runs several times for an image,
-    their sum. They return float32 means over the batch, differentiable where the counts are.
+    their sum. They return float32 means over the batch, differentiable where the counts are. Binary MACs count as any
+    others, one for one: the ratios are those of `Counts.mac_reduction`.
 
     Attributes:
         names: the gated layers that ran, in the order of execution.

@@ -17,7 +17,7 @@ from headgate.counting.arithmetic import Work, work
 from headgate.counting.layers import PER_IMAGE, LayerCounts, Uncounted
 from headgate.errors import DataError, ModelError, ShapeError
 from headgate.nn import GatedConv2d, Observation, gated_layers, observe
-from headgate.nn.gated_conv import padding_of
+from headgate.nn.gated_conv import is_binary, padding_of
 from headgate.workload import LayerShape
 
 DENSE = (nn.Conv2d, nn.Linear)
@@ -220,6 +220,7 @@ def _conv_shape(name: str, conv: nn.Conv2d, x: Tensor, output: Tensor) -> LayerS
             conv_groups=conv.groups,
             in_size=(x.shape[-2], x.shape[-1]),
             out_size=(output.shape[-2], output.shape[-1]),
+            binary=is_binary(conv),
         )
 
     try:

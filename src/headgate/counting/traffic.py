@@ -22,7 +22,8 @@ class BufferModel:
     such fill. Outputs are written once. Thresholds, norms and decisions are not counted.
 
     Attributes:
-        weight_bytes, activation_bytes: size of one value; the defaults are 8-bit.
+        weight_bytes, activation_bytes: size of one value; the defaults are 8-bit. A weight of a binary layer takes one
+            bit instead. The maps that it reads are real: their signs are taken on chip.
         buffer_bytes: of the on-chip buffer.
     Raises: ConfigError: a size is not a positive integer.
     """
@@ -137,7 +138,7 @@ def _access(
     layer: LayerCounts, buffer: BufferModel, weights: Images, input_channels: Images, output_channels: Images
 ) -> Access:
     shape = layer.shape
-    weight_bytes = weights * buffer.weight_bytes
+    weight_bytes = -(-weights // 8) if layer.binary else weights * buffer.weight_bytes
     input_bytes = input_channels * (shape.in_size[0] * shape.in_size[1] * buffer.activation_bytes)
     output_bytes = output_channels * (shape.out_size[0] * shape.out_size[1] * buffer.activation_bytes)
     fills = np.maximum(-(-weight_bytes // buffer.buffer_bytes), 1)

@@ -14,6 +14,7 @@ from headgate.exporting.layers import layer_key
 from headgate.exporting.plan import Plan
 from headgate.exporting.trace_graph import Traced
 from headgate.graph import module_operation
+from headgate.nn.gated_conv import is_binary
 
 _HANDLERS: Final[Mapping[str, Callable[[Builder, fx.Node], None]]] = {
     **layers.HANDLERS,
@@ -33,6 +34,7 @@ def lower(traced: Traced) -> Plan:
     Raises: ExportError: a node is not covered; the message names it.
     """
     builder = Builder(traced)
+    _require_numbers(builder)
     output = 0
     for node in traced.graph.nodes:
         if node.op == "placeholder":
@@ -48,6 +50,17 @@ def lower(traced: Traced) -> Plan:
         operators=tuple(builder.operators),
         vanished=tuple(builder.vanished),
     )
+
+
+def _require_numbers(builder: Builder) -> None:
+    """Refuse binary convolutions, before their activations are: those could be replaced, and all would be in vain."""
+    for node in builder.traced.graph.nodes:
+        module = builder.traced.module(node)
+        if module is not None and is_binary(module):
+            problem = (
+                "expected weights and inputs in numbers, got a binary convolution, for which the engine has no kernels"
+            )
+            raise builder.refuse(node, problem, "run binary networks in torch")
 
 
 def _holds_tensor(traced: Traced, node: fx.Node) -> bool:

@@ -14,6 +14,7 @@ from torch import nn
 
 from headgate.errors import ModelError
 from headgate.models.alexnet import alexnet_cifar
+from headgate.models.binary import binary_resnet20, binary_vgg_small, digits_binary_resnet
 from headgate.models.digits import digits_cnn
 from headgate.models.mobilenet import mobilenetv1_cifar
 from headgate.models.resnet import digits_resnet, resnet18_cifar, resnet20, resnet32, resnet56
@@ -37,8 +38,11 @@ _OWN: Final[Mapping[str, _Entry]] = MappingProxyType(
         "vgg16-cifar": _Entry(build=vgg16_cifar, width=64),
         "mobilenetv1-cifar": _Entry(build=mobilenetv1_cifar, width=32),
         "alexnet-cifar": _Entry(build=alexnet_cifar, width=64),
+        "binary-resnet20": _Entry(build=binary_resnet20, width=16),
+        "binary-vgg-small": _Entry(build=binary_vgg_small, width=128),
         "digits-cnn": _Entry(build=digits_cnn, width=32, in_channels=1, size=8),
         "digits-resnet": _Entry(build=digits_resnet, width=16, in_channels=1, size=8),
+        "digits-binary-resnet": _Entry(build=digits_binary_resnet, width=16, in_channels=1, size=8),
     }
 )
 

@@ -1,5 +1,6 @@
-"""Gated convolutions, their gates, and what reaches all gates of a model."""
+"""Gated convolutions, their gates, and what reaches all gates of a model; binary convolutions."""
 
+from headgate.nn.binary import BinaryConv2d
 from headgate.nn.config import GateConfig
 from headgate.nn.control import (
     force_gates,
@@ -12,6 +13,7 @@ from headgate.nn.control import (
 from headgate.nn.gated_conv import GatedConv2d, Observation
 
 __all__ = [
+    "BinaryConv2d",
     "GateConfig",
     "GatedConv2d",
     "Observation",

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from headgate.errors import ShapeError
+from headgate.nn.binary import BinaryConv2d, binary_operands
 from headgate.nn.config import GateConfig
 from headgate.nn.gates import ActivationGate, GroupGate, make_gate
 from headgate.nn.selection import base_blocks, base_mask, shuffle_channels
@@ -66,6 +67,7 @@ class GatedConv2d(nn.Module):
         two_sided: the activation behind saturates on both sides (tanh, sigmoid).
 
     Attributes:
+        binary: it took a `BinaryConv2d`'s place: both sums are of signs.
         absorbed: what stands in the model where `norm` was, or empty; not a submodule of this one.
     Raises: ShapeError: groups do not fit the channels, or the norm has others; the convolution does not pad with zeros.
     Source: Hua et al., NeurIPS 2019; docs/method.md.
@@ -91,6 +93,7 @@ class GatedConv2d(nn.Module):
         self.kernel_size, self.stride = conv.kernel_size, conv.stride
         self.padding, self.dilation, self.conv_groups = conv.padding, conv.dilation, conv.groups
         self.two_sided = two_sided
+        self.binary = isinstance(conv, BinaryConv2d)
         self.observer: Observer | None = None
         self.absorbed: tuple[nn.Module, ...] = ()
         self.weight, self.bias = conv.weight, conv.bias
@@ -137,19 +140,35 @@ class GatedConv2d(nn.Module):
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, groups)
 
+    def operands(
+        self, x: Float[Tensor, "n c_in h w"]
+    ) -> tuple[Float[Tensor, "n c_in h w"], Float[Tensor, "c_out c_in_per_conv_group kh kw"]]:
+        """Input and weight that the sums are made of, binarised where the layer is binary.
+
+        The base path takes its part of these, so both sums have the scaling factors of the whole filters, and P is a
+        part of F here, too.
+        """
+        return binary_operands(x, self.weight) if self.binary else (x, self.weight)
+
     def final_sum(self, x: Float[Tensor, "n c_in h w"]) -> Float[Tensor, "n c_out h2 w2"]:
         """F: the dense convolution."""
-        return self._convolve(x, self.weight, self.bias, self.conv_groups)
+        return self._final_sum(*self.operands(x))
 
     def partial_sum(self, x: Float[Tensor, "n c_in h w"]) -> Float[Tensor, "n c_out h2 w2"]:
         """P: the base path alone."""
+        return self._partial_sum(*self.operands(x))
+
+    def _final_sum(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self._convolve(x, weight, self.bias, self.conv_groups)
+
+    def _partial_sum(self, x: Tensor, weight: Tensor) -> Tensor:
         if self._base_is_grouped:
             groups = self.config.groups
             if self.config.shuffle:
                 x = shuffle_channels(x, groups, self.conv_groups)
-            weight = base_blocks(self.weight, groups, conv_groups=self.conv_groups, shuffle=self.config.shuffle)
-            return self._convolve(x, weight, self.bias, self.conv_groups * groups)
-        return self._convolve(x, self.weight * self.base_mask, self.bias, self.conv_groups)
+            blocks = base_blocks(weight, groups, conv_groups=self.conv_groups, shuffle=self.config.shuffle)
+            return self._convolve(x, blocks, self.bias, self.conv_groups * groups)
+        return self._convolve(x, weight * self.base_mask, self.bias, self.conv_groups)
 
     @property
     def _base_is_grouped(self) -> bool:
@@ -158,11 +177,11 @@ class GatedConv2d(nn.Module):
 
     def _sums(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """F and P; or, where one convolution with twice the outputs is faster, [F | P] and None."""
+        x, weight = self.operands(x)
         if self._base_is_grouped or self.conv_groups > 1:
-            return self.final_sum(x), self.partial_sum(x)
-        weight = torch.cat([self.weight, self.weight * self.base_mask])
+            return self._final_sum(x, weight), self._partial_sum(x, weight)
         bias = None if self.bias is None else torch.cat([self.bias, self.bias])
-        return self._convolve(x, weight, bias, 1), None
+        return self._convolve(x, torch.cat([weight, weight * self.base_mask]), bias, 1), None
 
     # --------------------------------------------------------------- forward
 
@@ -249,10 +268,11 @@ class GatedConv2d(nn.Module):
 
     def _gate_by_input(self, x: Tensor, residual: Tensor | None, relu: bool) -> tuple[Tensor, Tensor]:
         decision: Tensor = self.gate(x.float() if x.dtype == torch.bfloat16 else x)
-        if self.config.granularity == "l1norm":
-            summed = self.final_sum(x * decision.to(x.dtype))
+        read, weight = self.operands(x)
+        if self.config.granularity == "l1norm":  # closed once it is binarised: the sign of 0 is no 0
+            summed = self._final_sum(read * decision.to(read.dtype), weight)
             return self._norm_and_finish(summed, self.final_norm, residual, relu), decision
-        normed = self._norm_and_finish(self.final_sum(x), self.final_norm, None, False)
+        normed = self._norm_and_finish(self._final_sum(read, weight), self.final_norm, None, False)
         return self._finish(normed * decision.to(normed.dtype), residual, relu), decision
 
     @staticmethod
@@ -270,7 +290,8 @@ class GatedConv2d(nn.Module):
     # -------------------------------------------------------------- counting
 
     def _live_inputs(self, x: Tensor) -> Tensor:
-        live = (x.detach() != 0).any(3).any(2)
+        read, _ = self.operands(x.detach())  # binarised, 0 is +1: no input of a binary layer is dead
+        live = (read != 0).any(3).any(2)
         return live.view(len(x), self.conv_groups, -1).sum(2)
 
     def layer_shape(self, name: str, in_size: tuple[int, int], out_size: tuple[int, int]) -> LayerShape:
@@ -290,14 +311,20 @@ class GatedConv2d(nn.Module):
             granularity=self.config.granularity,
             grouped=self.config.grouped,
             shuffle=self.config.shuffle,
+            binary=self.binary,
         )
 
     def extra_repr(self) -> str:
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
             f"conv_groups={self.conv_groups}, G={self.config.groups}, granularity={self.config.granularity}, "
-            f"norm={self.config.norm if self.final_norm is not None else 'none'}"
+            f"norm={self.config.norm if self.final_norm is not None else 'none'}{', binary' if self.binary else ''}"
         )
+
+
+def is_binary(module: nn.Module) -> bool:
+    """Whether it is a binary convolution, gated or not."""
+    return isinstance(module, BinaryConv2d) or (isinstance(module, GatedConv2d) and module.binary)
 
 
 def padding_of(conv: nn.Conv2d | GatedConv2d) -> tuple[int, int]:

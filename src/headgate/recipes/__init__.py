@@ -24,11 +24,13 @@ _CIFAR_MODELS: Final = {
     "mobilenetv1": "mobilenetv1-cifar",
     "alexnet": "alexnet-cifar",
 }
+_CIFAR_BINARY_MODELS: Final = ("binary-resnet20", "binary-vgg-small")
 _IMAGENET_MODELS: Final = ("resnet18", "resnet34", "resnet50", "vgg16_bn", "alexnet", "mobilenet_v2")
 _RECIPES: Final[Mapping[str, Callable[[], Recipe]]] = MappingProxyType(
-    {"digits-cnn": digits.cnn}
+    {"digits-cnn": digits.cnn, "digits-binary-resnet": digits.binary}
     | {f"{name}-cifar10": partial(cifar10.short, model) for name, model in _CIFAR_MODELS.items()}
     | {f"{name}-cifar10-paper": partial(cifar10.paper, model) for name, model in _CIFAR_MODELS.items()}
+    | {f"{name}-cifar10": partial(cifar10.binary, name) for name in _CIFAR_BINARY_MODELS}
     | {f"{name}-imagenet": partial(imagenet.paper, name) for name in _IMAGENET_MODELS}
 )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from headgate.models import Architecture
 from headgate.nn import GateConfig
 from headgate.train import BudgetConfig, DataConfig, OptimiserConfig, Recipe, ScheduleConfig
@@ -20,4 +22,16 @@ def cnn() -> Recipe:
         optimiser=OptimiserConfig(lr=0.05, weight_decay=5e-4),
         schedule=ScheduleConfig(kind="cosine", warmup_epochs=1),
         eval_every=5,
+    )
+
+
+def binary() -> Recipe:
+    """A small binary network, gated to half of its MACs; weight decay as in `cifar10.binary`."""
+    return replace(
+        cnn(),
+        name="digits-binary-resnet",
+        architecture=Architecture(name="digits-binary-resnet", num_classes=10),
+        gate=GateConfig(groups=4, granularity="activation", shuffle=True),
+        budget=BudgetConfig(mac_reduction=2.0),
+        optimiser=OptimiserConfig(lr=0.5, weight_decay=1e-4),
     )

@@ -42,8 +42,7 @@ def costs(run: Run, sample: Sample | str, gallery: Gallery) -> dict[str, Any]:
     """How the cost spreads over all images that were counted, and over the classes of the sample."""
     from headgate import plots
 
-    executed = run.counts.by_image()
-    reductions = run.counts.dense_macs / np.maximum(executed, 1)
+    reductions = run.counts.reduction_by_image()
     low, high = float(reductions.min()), float(reductions.max())
     label = f"Histogram of the MAC reduction of {len(reductions)} images: {times(low)} to {times(high)}."
     context: dict[str, Any] = {

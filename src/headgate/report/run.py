@@ -50,8 +50,8 @@ class Run:
     @property
     def answers(self) -> bool:
         """Whether its gates answer to what they see: images differ in cost."""
-        executed = self.counts.by_image()
-        return bool(executed.min() != executed.max())
+        reductions = self.counts.reduction_by_image()
+        return bool(reductions.min() != reductions.max())
 
     @property
     def accuracy(self) -> float:

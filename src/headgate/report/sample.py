@@ -34,7 +34,8 @@ class Sample:
         data: the images, as they are stored.
         total: images in the split.
         reductions: (n,) MAC reduction of the gated layers for each image.
-        executed, dense_macs: (n,) MACs that the gated layers executed for each image, and that they would have.
+        executed, dense_macs: (n,) MACs that the gated layers executed for each image, and that they would have; binary
+            ones among them.
         predictions: (n,) class that the model takes each for.
     """
 
@@ -94,14 +95,13 @@ def take_sample(run: Run, source: str | None, images: int) -> Sample:
         counts = count(model, batches())
     finally:
         hook.remove()
-    executed = counts.by_image()
     return Sample(
         model=model,
         data=data,
         total=total,
-        reductions=counts.dense_macs / np.maximum(executed, 1),
-        executed=executed,
-        dense_macs=counts.dense_macs,
+        reductions=counts.reduction_by_image(),
+        executed=counts.by_image() + counts.by_image(binary=True),
+        dense_macs=counts.dense_macs + counts.total(binary=True).dense_macs,
         predictions=torch.cat(logits).argmax(1).cpu().numpy(),
     )
 

@@ -17,7 +17,7 @@ from headgate.report.numbers import amount, change, percent, points, standard_er
 from headgate.report.run import Run
 
 if TYPE_CHECKING:
-    from headgate.counting import LayerRecord
+    from headgate.counting import LayerRecord, Total
 
 
 class Tile(NamedTuple):
@@ -56,10 +56,13 @@ def headline(run: Run, dense: Run | None, gallery: Gallery) -> dict[str, Any]:
     if not run.gated:
         return context | {
             "claim": f"{percent(run.accuracy, 2)} accuracy, dense",
-            "against": f"Nothing is gated: every image takes all {amount(counts.network_dense_macs)} MACs.",
+            "against": f"Nothing is gated: every image takes all {_dense_macs(run)}.",
             "tiles": [
                 Tile("top-1 accuracy", percent(run.accuracy, 2), f"on {whole(counts.images)} test images"),
-                Tile("MACs per image", amount(counts.network_dense_macs), "multiply-accumulates"),
+                *(
+                    Tile(f"{kind}MACs per image", amount(total.dense_macs), "multiply-accumulates")
+                    for kind, total in _totals(run, "network")
+                ),
             ],
             "rows": [],
         }
@@ -76,8 +79,26 @@ def headline(run: Run, dense: Run | None, gallery: Gallery) -> dict[str, Any]:
         "tiles": tiles,
         "rows": _rows(run, dense),
         "buffer": f"{traffic.buffer.buffer_bytes // 1024} KiB",
-        "paths": gallery.show("macs-by-path", plots.macs_by_path(counts.by_layer()), _path_label(run)),
+        "binary": any(layer.binary for layer in counts.layers),
+        "paths": gallery.show("macs-by-path", plots.macs_by_path(_of_the_gates_kind(run)), _path_label(run)),
     }
+
+
+def _totals(run: Run, part: str) -> list[tuple[str, Total]]:
+    """MACs of the "gated layers" or the "network", each with "binary " or nothing, of the kinds that it has."""
+    return [("binary " * binary, total) for label, total, binary in run.counts.totals() if label == part]
+
+
+def _dense_macs(run: Run) -> str:
+    return " and ".join(f"{amount(total.dense_macs)} {kind}MACs" for kind, total in _totals(run, "network"))
+
+
+def _of_the_gates_kind(run: Run) -> list[LayerRecord]:
+    """The layers whose MACs are binary as most gated layers' are, or are not: the two cannot be stacked in one bar."""
+    records = run.counts.by_layer()
+    gated = [record.binary for record in records if record.shape.gated]
+    binary = 2 * sum(gated) > len(gated)
+    return [record for record in records if record.binary == binary]
 
 
 def _versus(run: Run, dense: Run | None) -> str:
@@ -87,7 +108,8 @@ def _versus(run: Run, dense: Run | None) -> str:
 
 
 def _absolute(run: Run) -> str:
-    return f"{amount(run.counts.network_dense_macs)} → {amount(run.counts.network_executed_macs)} per image"
+    totals = _totals(run, "network")
+    return ", ".join(f"{amount(t.dense_macs)} → {amount(t.executed_macs)} {kind}" for kind, t in totals) + "per image"
 
 
 def _against(run: Run, dense: Run | None) -> str:
@@ -116,22 +138,27 @@ def _rows(run: Run, dense: Run | None) -> list[Row]:
     multiplications = sum(record.overhead_multiplications for record in records)
     operations = [(additions, "additions"), (multiplications, "products")]
     overhead = ", ".join(f"{amount(number)} {what}" for number, what in operations if number) or "none"
-    rows = [
-        Row("MACs, gated layers", amount(counts.dense_macs), amount(counts.executed_macs), times(counts.mac_reduction)),
-        Row("base path", "", amount(paths["base"]), "", part=True),
-        Row("conditional path", "", amount(paths["conditional"]), f"{percent(counts.density)} density", part=True),
+    rows = []
+    for kind, total in _totals(run, "gated layers"):
+        rows += [
+            _macs_row(f"{kind}MACs, gated layers", total),
+            Row("base path", "", amount(paths[f"{kind}base"]), "", part=True),
+            Row(
+                "conditional path",
+                "",
+                amount(paths[f"{kind}conditional"]),
+                f"{percent(counts.density)} density",
+                part=True,
+            ),
+        ]
+    rows += [
         Row("gate overhead", "", amount(paths["overhead"]), overhead, part=True),
-        Row(
-            "MACs, whole network",
-            amount(counts.network_dense_macs),
-            amount(counts.network_executed_macs),
-            times(counts.network_mac_reduction),
-        ),
+        *(_macs_row(f"{kind}MACs, whole network", total) for kind, total in _totals(run, "network")),
         Row(
             "FLOPs, whole network",
             amount(2 * counts.network_dense_macs),
             amount(2 * counts.network_executed_macs),
-            times(counts.network_mac_reduction),
+            times(counts.total(network=True).reduction),
         ),
         Row(
             "off-chip traffic, bytes",
@@ -148,9 +175,13 @@ def _rows(run: Run, dense: Run | None) -> list[Row]:
     return rows
 
 
+def _macs_row(label: str, total: Total) -> Row:
+    return Row(label, amount(total.dense_macs), amount(total.executed_macs), times(total.reduction))
+
+
 def _path_label(run: Run) -> str:
     paths = ", ".join(f"{path} {amount(macs)}" for path, macs in run.counts.by_path().items())
-    return f"Two bars: {amount(run.counts.network_dense_macs)} MACs without gates; with gates, by path: {paths}."
+    return f"Two bars: {_dense_macs(run)} without gates; with gates, by path: {paths}."
 
 
 def _curves(run: Run, dense: Run | None, gallery: Gallery) -> list[Markup]:
@@ -246,7 +277,7 @@ def _layer_cells(record: LayerRecord) -> list[str]:
     shape, gated = record.shape, record.shape.gated
     return [
         record.name,
-        f"{record.granularity}, G = {shape.groups}" if gated else "not gated",
+        "binary, " * record.binary + (f"{record.granularity}, G = {shape.groups}" if gated else "not gated"),
         f"{shape.c_in} → {shape.c_out}" + (f" / {shape.conv_groups}" if shape.conv_groups > 1 else ""),
         f"{shape.kernel[0]}×{shape.kernel[1]}",
         f"{shape.out_size[0]}×{shape.out_size[1]}",

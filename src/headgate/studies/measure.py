@@ -151,7 +151,7 @@ def usage(subject: Subject) -> dict[str, Any]:
     counts = evaluation.counts
     if not counts.gated_layers:
         raise ModelError("usage is of a gated network, got one without gates")
-    reductions = counts.dense_macs / counts.by_image().astype(np.float64)
+    reductions = counts.reduction_by_image()
     images = torch.cat([batch[0] for batch in subject.batches()])
     return {
         "layers": {record.name: _layer(record) for record in counts.by_layer() if record.shape.gated},
