@@ -9,8 +9,8 @@ import pytest
 
 from headgate.studies import STUDIES, Result, Store, get_study, rows
 from headgate.studies.extremes import CLASSES, picture
+from headgate.studies.job import Job, finish
 from headgate.studies.page import write_page
-from headgate.studies.queue import Job, finish
 from headgate.studies.run import draw_study, make_job
 from headgate.studies.trial import Trial
 from headgate.studies.worker import work
@@ -30,7 +30,7 @@ def run_here(job: Job, store: Store) -> list[Result]:
 
 
 def _finished(job: Job, store: Store, trial: Trial) -> Result:
-    task = job.task(trial, store, cores=[0])
+    task = {**job.task(trial, store), "threads": 1}
     Path(task["folder"]).mkdir(parents=True, exist_ok=True)
     return finish(job, store, trial, work(task))
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from headgate.errors import ConfigError
 from headgate.files import write_atomic
+from headgate.studies.job import Job, Watcher
 from headgate.studies.protocol import get_protocol
-from headgate.studies.queue import Job, Watcher, run_trials
+from headgate.studies.queue import run_trials
 from headgate.studies.store import Store
 from headgate.studies.study import Study
 from headgate.studies.trial import Result, Trial

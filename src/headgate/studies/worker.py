@@ -1,7 +1,7 @@
 """A process that runs trials: `python -m headgate.studies.worker QUEUE`, a task in JSON on each line of its input.
 
-A trial that dies of a signal, of memory or of a bug must not take the queue with it, and each worker has cores of its
-own.
+A trial that dies of a signal, of memory or of a bug must not take the queue with it, and each worker may have cores of
+its own.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def main() -> int:
         return 130
     for line in sys.stdin:
         task = json.loads(line)
-        os.sched_setaffinity(0, task["cores"])
+        if task["cores"] is not None:
+            os.sched_setaffinity(0, task["cores"])
         folder = Path(task["folder"])
         with (folder / LOG).open("a") as log:
             for stream in (sys.stdout, sys.stderr):
@@ -63,7 +64,7 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
     Args:
         task: recipe; folder of the run; shipped, the name of a model that is looked at instead, or None; measure (a
             name or None), its point, and how many images it is taken on; reference, the architecture of the dense
-            network that MACs are compared with; cores that it may use.
+            network that MACs are compared with; threads that it may use.
     Returns: figures, measured and circumstances of a `Result`.
     """
     from datetime import date
@@ -79,7 +80,7 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
     from headgate.train.loop import MODEL, SUMMARY
     from headgate.train.prepare import evaluation_batches
 
-    torch.set_num_threads(len(task["cores"]))  # more threads than cores wait for each other most of the time
+    torch.set_num_threads(task["threads"])  # more threads than cores wait for each other most of the time
     recipe, folder = Recipe.from_dict(task["recipe"]), Path(task["folder"])
     if task["shipped"] is not None:
         model, day = pretrained(task["shipped"]), date.today()
