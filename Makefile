@@ -14,7 +14,7 @@ INPUTS := pyproject.toml $(wildcard CMakeLists.txt) $(NATIVE)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-neon test-cpus neon-tools sanitize sanitize-thread stubs lint format bench clean
+.PHONY: help venv demo test test-neon test-cpus test-ray neon-tools sanitize sanitize-thread stubs lint format bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -44,6 +44,10 @@ test-neon: neon-tools $(STAMP)
 
 test-cpus: $(STAMP) ## native tests on CPUs with AMX, and with AVX-512 alone, which Bochs interprets
 	PATH="$(CURDIR)/$(BIN):$$PATH" native/tests/bochs/run.sh build/bochs
+
+test-ray: $(STAMP) ## studies on a Ray cluster of this machine; installs Ray into the environment
+	$(BIN)/python -m pip install --quiet 'headgate[ray]'
+	$(BIN)/python -m pytest tests/studies/test_on_ray.py
 
 neon-tools:
 	@for tool in aarch64-linux-gnu-g++ $(firstword $(QEMU)); do \

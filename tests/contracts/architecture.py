@@ -95,6 +95,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "tyro": {"cli", "recipes"},
     "timm": {"models"},
     "torch_pruning": {"baselines"},
+    "ray": {"studies"},
 }
 """Packages that only these modules may import."""
 

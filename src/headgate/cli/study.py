@@ -16,7 +16,7 @@ from tyro.conf import Positional
 from headgate.errors import ConfigError
 
 if TYPE_CHECKING:
-    from headgate.studies import Result, Row, Trial
+    from headgate.studies import Cluster, Result, Row, Trial
 
 LIST, REPORT = "list", "report"
 
@@ -32,7 +32,11 @@ class Study:
         data_name: what results call the data. Default: `data`.
         protocol: smoke (digits, seconds), short (ResNet-20 on CIFAR-10, minutes a trial) or paper (for a GPU).
         seeds: of every variant.
-        jobs: trials at a time.
+        jobs: trials at a time. Default: one; with --ray, as many as the cluster has room for.
+        ray: run them on a Ray cluster: "local" starts one on this machine, "auto" or host:port of its head joins one
+            that this machine is part of. All its nodes must share the folder (and `data`).
+        cpus: with --ray, cores for each trial.
+        gpus: with --ray, GPUs for each trial; a fraction to share one.
         images: of the test split, for what is measured beside accuracy; default: all.
         out: report: the page. Default: index.html in the folder.
     """
@@ -43,17 +47,21 @@ class Study:
     data_name: str | None = None
     protocol: str = "short"
     seeds: int = 1
-    jobs: int = 1
+    jobs: int | None = None
+    ray: str | None = None
+    cpus: int = 1
+    gpus: float = 0.0
     images: int | None = None
     out: Path | None = None
 
     def run(self, console: Console) -> None:
+        cluster = self._cluster()
         if self.what == LIST:
             self._list(console)
         elif self.what == REPORT:
             self._report(console)
         else:
-            self._run(console)
+            self._run(console, cluster)
 
     def _list(self, console: Console) -> None:
         from headgate.studies import PROTOCOLS, STUDIES, get_protocol
@@ -75,15 +83,27 @@ class Study:
         write_page(Store.open(self.folder), out)
         console.print(f"studies: {out}")
 
-    def _run(self, console: Console) -> None:
+    def _cluster(self) -> Cluster | None:
+        """Where trials run; None: here."""
+        if self.ray is None:
+            if self.cpus != 1 or self.gpus:
+                raise ConfigError(f"cpus and gpus need --ray, got cpus={self.cpus} and gpus={self.gpus:g} without it")
+            return None
+        if self.what in (LIST, REPORT):
+            raise ConfigError(f"ray is for running a study, got {self.what!r} and --ray {self.ray}")
+        from headgate.studies import Cluster
+
+        return Cluster(address=self.ray, cpus=self.cpus, gpus=self.gpus)
+
+    def _run(self, console: Console, cluster: Cluster | None) -> None:
         from headgate.studies import Store, get_study, rows, run_study
         from headgate.studies.run import make_job
 
         study = get_study(self.what)
         job = make_job(study, self.protocol, data=self.data, seeds=self.seeds, images=self.images)
-        store = Store(self.folder, self.data_name or job.source)
+        store = Store(self.folder, self.data_name or self.data or job.source)
         with _Board(len(store.missing(job.study, job.protocol, job.trials))) as board:
-            ended = run_study(study, job, store, jobs=self.jobs, watcher=board)
+            ended = run_study(study, job, store, jobs=self.jobs, cluster=cluster, watcher=board)
         table = rows(store.results(study.name, self.protocol))
         if table:
             console.print(_table(table))

@@ -1,6 +1,7 @@
 """Studies: each claim of the paper, and each question of ours, as a command that anyone can run."""
 
 from headgate.studies.catalog import STUDIES, get_study
+from headgate.studies.cluster import Cluster
 from headgate.studies.protocol import PROTOCOLS, get_protocol
 from headgate.studies.run import run_study
 from headgate.studies.store import Row, Store, rows
@@ -10,6 +11,7 @@ from headgate.studies.trial import Result, Trial
 __all__ = [
     "PROTOCOLS",
     "STUDIES",
+    "Cluster",
     "Result",
     "Row",
     "Store",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from headgate.errors import ConfigError
 from headgate.files import write_atomic
+from headgate.studies.cluster import Cluster, run_trials_on_ray
 from headgate.studies.job import Job, Watcher
 from headgate.studies.protocol import get_protocol
 from headgate.studies.queue import run_trials
@@ -20,7 +21,7 @@ def make_job(study: Study, protocol: str, *, data: str | None, seeds: int, image
     """What a study comes to under a protocol.
 
     Args:
-        data: where the images lie; None for a protocol whose data are embedded.
+        data: where the images lie, a folder or a name on the Hub; None for a protocol whose data are embedded.
         seeds: of every variant.
         images: of the test split, for measurements; None: all.
     Raises: ConfigError: an unknown protocol, no data for one that needs some, or a number below 1.
@@ -36,19 +37,36 @@ def make_job(study: Study, protocol: str, *, data: str | None, seeds: int, image
         protocol=protocol,
         trials=study.trials(chosen, seeds),
         dense=Trial(variant="dense", point={}, recipe=chosen.dense),
-        source=chosen.dense.data.source if data is None else data,
+        source=chosen.dense.data.source if data is None else _anywhere(data),
         images=images,
     )
 
 
-def run_study(study: Study, job: Job, store: Store, *, jobs: int, watcher: Watcher) -> list[Result]:
+def _anywhere(data: str) -> str:
+    """The same data for a process with another working folder; a name stays a name."""
+    path = Path(data).expanduser()
+    return str(path.absolute()) if path.exists() else data
+
+
+def run_study(
+    study: Study, job: Job, store: Store, *, jobs: int | None = None, cluster: Cluster | None = None, watcher: Watcher
+) -> list[Result]:
     """Run what is missing and draw the figures of what is finished.
 
+    Args:
+        jobs: trials at a time; None: one on this machine, as many as there is room for on a cluster.
+        cluster: where they run; None: on this machine.
     Returns: the results of the trials that were run now, failed ones too.
-    Raises: ConfigError: another queue is on this folder; see `run_trials`. CheckpointError: a file cannot be written.
+    Raises:
+        ConfigError: another queue is on this folder; see `run_trials` and `run_trials_on_ray`.
+        BackendError: a cluster, without the package.
+        CheckpointError: a file cannot be written.
     """
     with store.locked():
-        ended = run_trials(job, store, jobs=jobs, watcher=watcher)
+        if cluster is None:
+            ended = run_trials(job, store, jobs=1 if jobs is None else jobs, watcher=watcher)
+        else:
+            ended = run_trials_on_ray(job, store, cluster=cluster, jobs=jobs, watcher=watcher)
         draw_study(study, store, job.protocol)
     return ended
 
