@@ -11,7 +11,7 @@ from headgate.studies.figures import bars
 from headgate.studies.protocol import Protocol
 from headgate.studies.study import Study, dense_trial, gated, over_seeds
 from headgate.studies.trial import Trial
-from headgate.train import BudgetConfig
+from headgate.train import BudgetConfig, OptimiserConfig
 
 __all__ = ["COMPOSITION"]
 
@@ -36,27 +36,28 @@ def _composition(protocol: Protocol, seeds: int) -> list[Trial]:
             replace(gate, variant="gated, no teacher", recipe=replace(gate.recipe, distill=None)),
             *zeros,
             *_from_scratch(protocol, "MobileNetV1", "mobilenetv1-cifar", seed),
+            *_from_scratch(
+                protocol, "binary network", protocol.binary.architecture.name, seed, protocol.binary.optimiser
+            ),
         ]
 
     return [dense_trial(protocol), *over_seeds(seeds, trials)]
 
 
-def _from_scratch(protocol: Protocol, name: str, architecture: str, seed: int) -> list[Trial]:
+def _from_scratch(
+    protocol: Protocol, name: str, architecture: str, seed: int, optimiser: OptimiserConfig | None = None
+) -> list[Trial]:
     """A dense network and the gated one, both from fresh weights."""
     dense = replace(
-        protocol.trial(None, None, seed), init_from=None, distill=None, optimiser=protocol.dense.optimiser,
+        protocol.trial(None, None, seed), init_from=None, distill=None,
+        optimiser=optimiser or protocol.dense.optimiser,
         architecture=Architecture(
             name=architecture, num_classes=10, in_channels=protocol.dense.architecture.in_channels
         ),
     )  # fmt: skip
-    gate = replace(
-        dense, gate=GateConfig(groups=protocol.groups, shuffle=True),
-        budget=BudgetConfig(mac_reduction=protocol.reductions[-1], close_epochs=protocol.close_epochs),
-    )  # fmt: skip
-    return [
-        Trial(variant=name, point={}, recipe=dense),
-        Trial(variant=f"{name}, gated", point={}, recipe=gate),
-    ]
+    budget = BudgetConfig(mac_reduction=protocol.reductions[0], close_epochs=protocol.close_epochs)
+    gate = replace(dense, gate=GateConfig(groups=protocol.groups, shuffle=True), budget=budget)
+    return [Trial(variant=name, point={}, recipe=dense), Trial(variant=f"{name}, gated", point={}, recipe=gate)]
 
 
 COMPOSITION = Study(

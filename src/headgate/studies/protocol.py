@@ -24,6 +24,7 @@ class Protocol:
 
     Attributes:
         dense: the dense network's run.
+        binary: a binary network's; studies take its architecture and optimiser.
         start: what the trials start from, which is then also their teacher: `DENSE`, the dense network, trained before
             them; or one that comes with headgate, by its name. None: fresh weights.
         epochs: of every trial.
@@ -42,6 +43,7 @@ class Protocol:
     name: str
     title: str
     dense: Recipe
+    binary: Recipe
     epochs: int
     lr: float
     start: str | None
@@ -71,9 +73,18 @@ class Protocol:
 def _smoke() -> Protocol:
     dense = recipes.dense(replace(recipes.get("digits-cnn"), epochs=1))
     return Protocol(
-        name="smoke", title="digits, one epoch: shows that a study runs, and nothing else", dense=dense, start=DENSE,
-        epochs=1, lr=0.02, targets=(1.0,), reductions=(2.0,), budgets=(3.0,), embedded=True,
-    )  # fmt: skip
+        name="smoke",
+        title="digits, one epoch: shows that a study runs, and nothing else",
+        dense=dense,
+        binary=recipes.get("digits-binary-resnet"),
+        start=DENSE,
+        epochs=1,
+        lr=0.02,
+        targets=(1.0,),
+        reductions=(2.0,),
+        budgets=(3.0,),
+        embedded=True,
+    )
 
 
 def _short() -> Protocol:
@@ -81,22 +92,35 @@ def _short() -> Protocol:
         recipes.dense(recipes.get("resnet20-cifar10")), schedule=ScheduleConfig(kind="cosine", warmup_epochs=0.25)
     )
     return Protocol(
-        name="short", title="ResNet-20, 2 epochs from a dense network of 30, which is also the teacher", dense=dense,
-        start="resnet20-cifar10-dense", epochs=2, lr=0.05, close_epochs=0.75, groups=4, reductions=(2.0, 2.5, 3.0),
+        name="short",
+        title="ResNet-20, 2 epochs from a dense network of 30, which is also the teacher",
+        dense=dense,
+        binary=recipes.get("binary-resnet20-cifar10"),
+        start="resnet20-cifar10-dense",
+        epochs=2,
+        lr=0.05,
+        close_epochs=0.75,
+        groups=4,
+        reductions=(2.0, 2.5, 3.0),
         shipped={
             "dense": "resnet20-cifar10-dense",
             "activation": "resnet20-cifar10-activation",
             "group": "resnet20-cifar10-group",
         },
-    )  # fmt: skip
+    )
 
 
 def _paper() -> Protocol:
     dense = recipes.dense(recipes.get("resnet18-cifar10-paper"))
     return Protocol(
-        name="paper", title="ResNet-18, 300 epochs from scratch (appendix A.3)", dense=dense, start=None,
-        epochs=dense.epochs, lr=dense.optimiser.lr,
-    )  # fmt: skip
+        name="paper",
+        title="ResNet-18, 300 epochs from scratch (appendix A.3)",
+        dense=dense,
+        binary=recipes.get("binary-vgg-small-cifar10"),
+        start=None,
+        epochs=dense.epochs,
+        lr=dense.optimiser.lr,
+    )
 
 
 PROTOCOLS: Final[Mapping[str, Callable[[], Protocol]]] = MappingProxyType(

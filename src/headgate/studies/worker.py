@@ -93,7 +93,7 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
     dense = Architecture.from_dict(task["reference"]).build().eval()
     image = next(evaluation_batches(model, recipe.data, limit=1))[0]
     figures |= {
-        "network_mac_reduction": count(dense, image).network_dense_macs / counts.network_executed_macs,
+        "network_mac_reduction": _all_macs(count(dense, image)) / _all_macs(counts),
         "network_macs": counts.network_executed_macs,
         "dense_macs": counts.dense_macs,
         "additions": sum(layer.additions for layer in counts.layers),
@@ -125,6 +125,11 @@ def _evaluated(model: nn.Module, batches: Iterator[Batch]) -> tuple[dict[str, fl
     counts = evaluation.counts
     figures = {"accuracy": evaluation.accuracy, "top5": evaluation.top5, "loss": evaluation.loss}
     return figures | {"mac_reduction": counts.mac_reduction, "density": counts.density}, counts
+
+
+def _all_macs(counts: Counts) -> float:
+    """Executed in the whole network per image, binary ones as any others."""
+    return sum(counts.total(network=True, binary=binary).executed_macs for binary in (False, True))
 
 
 def _recorded(folder: Path) -> tuple[dict[str, float], Counts]:
