@@ -143,10 +143,10 @@ def test_a_torchvision_network_made_binary_is_not_named_as_torchvisions() -> Non
         binary.features[3] = BinaryConv2d(64, 192, 5, padding=2)
     for network in (model, binary):
         gate_(network, GateConfig(groups=4))
-    named = identify_dense(model, gated_structure(model))
+    named = identify_dense(model)
     assert named is not None
     assert named.name == "torchvision/alexnet"
-    assert identify_dense(binary, gated_structure(binary)) is None
+    assert identify_dense(binary) is None
 
 
 def test_a_subclass_with_a_forward_of_its_own_stays_dense() -> None:

@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from headgate.plots import (
@@ -282,6 +283,7 @@ def spread(results: Sequence[Result]) -> Figure:
         for bar, hatched in zip(bars, pointwise, strict=True):
             bar.set_hatch("////" if hatched else "")
             bar.set_edgecolor("white")
+        left.xaxis.set_major_locator(MaxNLocator(integer=True))
         left.set_ylabel("channels used, %")
         left.set_title(row.variant)
         reductions = np.concatenate([one["reductions"] for one in measured])
