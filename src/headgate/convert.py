@@ -326,7 +326,8 @@ def gated_structure(model: nn.Module) -> dict[str, Any]:
             described[name]["config"] = {key: value for key, value in own.items() if value != shared[key]}
         if layer.gate.forced is not None:  # part of the function: a static network is not its gated twin
             described[name]["forced"] = layer.gate.forced
-        described[name] |= {"binary": True} if layer.binary else {}
+        if layer.binary:
+            described[name]["binary"] = True
     return {"config": _plain(common), "layers": described}
 
 

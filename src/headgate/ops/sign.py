@@ -10,7 +10,7 @@ from torch import Tensor
 class _Sign(torch.autograd.Function):
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x.abs() <= 1)
+        ctx.save_for_backward(x.abs().le_(1))  # 0 or 1 in x's dtype: on a CPU a product with booleans is slow
         return _sign(x)
 
     @staticmethod
@@ -20,7 +20,10 @@ class _Sign(torch.autograd.Function):
 
 
 def _sign(x: Tensor) -> Tensor:
-    return torch.where(x < 0, -1.0, torch.where(x >= 0, 1.0, x))  # NaN is neither, and stays: it must not look trained
+    """Several times faster on a CPU than a selection by comparisons."""
+    bounded = x.clamp(-1, 1)  # infinities would not survive the product; NaN, which must not get a sign, does
+    one = bounded.mul(0).add_(1)
+    return torch.copysign(one, bounded.add_(0.0))  # −0 + 0 = +0
 
 
 def sign(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
